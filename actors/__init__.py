@@ -1,0 +1,1 @@
+"""What a user writes against: actors, events, policies and errors, without any I/O."""

@@ -1,0 +1,1 @@
+"""What runs the actors: cells, supervisors, JetStream, telemetry and the command line."""

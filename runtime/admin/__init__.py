@@ -1,0 +1,1 @@
+"""Probes and the read-only view of a running tree over HTTP."""

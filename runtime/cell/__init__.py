@@ -1,0 +1,1 @@
+"""The process that hosts one actor, and the file that outlives it."""

@@ -1,0 +1,1 @@
+"""Everything said to a JetStream server, and nothing else."""

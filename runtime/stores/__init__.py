@@ -1,0 +1,1 @@
+"""What outlives a cell on the server: attempts, in NATS KV."""

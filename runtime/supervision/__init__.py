@@ -1,0 +1,1 @@
+"""Supervisors: who is restarted, when, and who gives up."""

@@ -1,0 +1,1 @@
+"""Log entries and trace ids, the same in every process."""

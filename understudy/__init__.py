@@ -1,0 +1,1 @@
+"""Supervised actors on NATS JetStream: when one falls, its understudy goes on."""
