@@ -1,0 +1,77 @@
+"""The values that say how much an actor holds, how it retries, and when it stops calling a sick service."""
+
+import msgspec
+
+from understudy.actors.errors import DeclarationError
+from understudy.actors.names import check_integer, check_name, check_seconds
+
+
+class Mailbox(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a cell may hold; what doesn't fit stays in the stream.
+
+    Held deliveries and outstanding demand together never exceed `capacity`, nor their bodies `max_bytes`
+    (one body larger than that is fetched alone).
+    """
+
+    capacity: int = 1024
+    max_bytes: int = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        check_integer(self.capacity, "Mailbox: capacity", minimum=1)
+        check_integer(self.max_bytes, "Mailbox: max_bytes", minimum=1)
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How often and how soon a failed event is tried again before it becomes a dead letter.
+
+    `max_attempts` counts handler runs that failed; `max_crashes` counts processes that died over the event.
+    """
+
+    max_attempts: int = 5
+    min_delay_seconds: float = 0.5
+    max_delay_seconds: float = 60.0
+    max_crashes: int = 3
+
+    def __post_init__(self) -> None:
+        check_integer(self.max_attempts, "RetryPolicy: max_attempts", minimum=1)
+        check_integer(self.max_crashes, "RetryPolicy: max_crashes", minimum=1)
+        check_seconds(self.min_delay_seconds, "RetryPolicy: min_delay_seconds", zero=True)
+        check_seconds(self.max_delay_seconds, "RetryPolicy: max_delay_seconds", zero=True)
+        if self.min_delay_seconds > self.max_delay_seconds:
+            raise DeclarationError(
+                f"RetryPolicy: min_delay_seconds ({self.min_delay_seconds}) is above "
+                f"max_delay_seconds ({self.max_delay_seconds}); lower it or raise the other"
+            )
+
+    def delay_seconds(self, attempt: int, random: float) -> float:
+        """The pause after the failed attempt number `attempt` (from 1): exponential, with full jitter.
+
+        `random` is drawn by the caller from [0, 1), so that this stays a pure function.
+        """
+        # A float overflows at 2**1024, and max_delay_seconds is reached long before.
+        return min(self.max_delay_seconds, self.min_delay_seconds * 2.0 ** min(attempt - 1, 1000)) * random
+
+
+class _Named(msgspec.Struct, frozen=True):
+    # A base of its own since the name may be given by position and all else only by keyword.
+    name: str
+
+
+class CircuitBreaker(_Named, frozen=True, kw_only=True):
+    """A breaker's settings, by the name that handlers use: `async with ctx.breaker("payments"):`.
+
+    It opens after `fail_max` failures in a row and lets one trial through after `reset_timeout_seconds`.
+    `timeout_seconds` bounds the guarded block, where given; running into it is a failure.
+    """
+
+    fail_max: int = 5
+    reset_timeout_seconds: float = 30.0
+    timeout_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "CircuitBreaker")
+        where = f"CircuitBreaker {self.name!r}"
+        check_integer(self.fail_max, f"{where}: fail_max", minimum=1)
+        check_seconds(self.reset_timeout_seconds, f"{where}: reset_timeout_seconds")
+        if self.timeout_seconds is not None:
+            check_seconds(self.timeout_seconds, f"{where}: timeout_seconds")
