@@ -1,1 +1,1 @@
-"""Probes and the read-only view of a running tree over HTTP."""
+"""What the launcher serves over HTTP: probes and the tree."""

@@ -1,1 +1,1 @@
-"""Supervisors: who is restarted, when, and who gives up."""
+"""The control plane and the supervisors: who starts, watches, restarts and stops every process."""
