@@ -1,0 +1,123 @@
+"""Actor: a class whose methods handle events, one instance per cell.
+
+    class DelayMonitor(Actor, key="carrier"):
+        @handles
+        async def departed(self, event: Departed) -> Delayed | None: ...
+
+All of it is checked when the class is made.
+"""
+
+import dataclasses
+from collections.abc import Awaitable
+from typing import Any, ClassVar, Unpack, get_origin, is_typeddict
+
+from understudy.actors.context import StartContext
+from understudy.actors.errors import DeclarationError
+from understudy.actors.handlers import HandlerSpec, find_handlers
+from understudy.actors.names import kebab_case, nearest
+from understudy.actors.options import ActorOptions, OptionKeywords, make_options
+from understudy.actors.subjects import matches, specificity, without_covered
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ActorSpec:
+    """What an actor class declares: its name, handlers and options."""
+
+    name: str
+    handlers: tuple[HandlerSpec, ...]
+    options: ActorOptions
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """What its consumer asks for: each handler's filter but those that a wider one covers."""
+        return without_covered(tuple(handler.filter for handler in self.handlers))
+
+    def route(self, subject: str) -> HandlerSpec | None:
+        """The handler of the most specific filter that matches, or None.
+
+        Compares every filter: a caller with many deliveries per subject remembers the answer.
+        """
+        matching = [handler for handler in self.handlers if matches(handler.filter, subject)]
+        return min(matching, key=lambda handler: specificity(handler.filter), default=None)
+
+
+class Actor:
+    """The base of actors; class keywords are its options, inherited by subclasses.
+
+    `key` (an attribute's name or a callable: one event at a time per key, in stream order), `mailbox`,
+    `concurrency` (1; 16 with `key`: handlers of one instance that may run at once and then share `self`),
+    `ordered` (False: one event at a time in stream order), `replicas` (1: cells of this actor), `retry`,
+    `handler_timeout_seconds` (30), `hang_timeout_seconds` (8, below two thirds of `ack_wait_seconds`),
+    `start_timeout_seconds` (30), `ack_wait_seconds` (15), `on_failure` ("redeliver"; "block" with `key` or
+    `ordered`), `breakers`, `durable`, `stream`, and `start` ("all"; "new" skips what is older than the
+    durable).
+    """
+
+    __understudy__: ClassVar[ActorSpec]
+
+    def __init_subclass__(cls, **options: Unpack[OptionKeywords]) -> None:
+        super().__init_subclass__()
+        where = f"actor {cls.__qualname__}"
+        given: dict[str, object] = {}
+        for base in reversed(cls.__bases__):
+            if issubclass(base, Actor) and base is not Actor:
+                given.update(base.__understudy__.options.given)
+        given.update(options)
+        cls.__understudy__ = ActorSpec(
+            name=kebab_case(cls.__name__), handlers=find_handlers(cls), options=make_options(given, where)
+        )
+        check_key(cls.__understudy__, where)
+
+    # The hooks' results are typed so that both `async def` and `def` may override them.
+    def on_start(self, ctx: StartContext) -> Awaitable[None] | None:
+        """Opens what the handlers need: pools, clients, files. Does nothing by default.
+
+        Called once per cell start, in the cell's event loop, before the first event; a `def`
+        runs in a thread. It must end within `start_timeout_seconds`. If it raises, the cell takes no
+        event and starts again after a backoff of up to 30 s; that doesn't count towards restart intensity.
+        """
+
+    def on_stop(self) -> Awaitable[None] | None:
+        """Closes what `on_start` opened. Does nothing by default.
+
+        Called once, in the cell's event loop, when no handler runs any more; a `def` runs in
+        a thread. It counts towards `shutdown_timeout_seconds`. If it raises, that is logged and the stop
+        goes on. A killed cell never calls it.
+        """
+
+    def on_restart(self, reason: str) -> Awaitable[None] | None:
+        """Tells that this cell replaces one that died, and why: "killed by SIGKILL". Does nothing by default.
+
+        Called once, before `on_start`, in the cell's event loop; a `def` runs in a thread.
+        If it raises, the start has failed, as with `on_start`.
+        """
+
+
+def check_key(spec: ActorSpec, where: str) -> None:
+    """Raises DeclarationError if a key given by name is missing on an event of known type."""
+    key = spec.options.key
+    if not isinstance(key, str):
+        return
+    for handler in spec.handlers:
+        if handler.raw:
+            raise DeclarationError(
+                f"{where}: {handler.method} takes bytes, which have no {key!r}; give key a callable"
+            )
+        fields = _fields_of(handler.type)
+        if fields is not None and key not in fields and not hasattr(handler.type, key):
+            name = getattr(handler.type, "__qualname__", str(handler.type))
+            raise DeclarationError(
+                f"{where}: key is {key!r}, but {name}, which {handler.method} takes, has no such field"
+                f"{nearest(key, fields)}"
+            )
+
+
+def _fields_of(type_: Any) -> tuple[str, ...] | None:
+    # None where only the values will tell: dicts and the like.
+    type_ = get_origin(type_) or type_
+    if is_typeddict(type_):
+        return tuple(type_.__annotations__)
+    for attribute in ("__struct_fields__", "__dataclass_fields__"):
+        if hasattr(type_, attribute):
+            return tuple(getattr(type_, attribute))
+    return None

@@ -1,0 +1,231 @@
+"""@handles, and what is read from a method that carries it."""
+
+import dataclasses
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_origin, overload
+
+from understudy.actors.codec import Body, Decoder, decode_untyped, decoder
+from understudy.actors.errors import DeclarationError
+from understudy.actors.event import EventMeta, check_subject, event_spec
+from understudy.actors.subjects import check_filter, covers
+
+_MARK = "__understudy_handles__"
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_EXPECTED = "write (self, event: Placed) or (self, event: Placed, ctx: Context)"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerSpec:
+    """One handler, with everything about it that can be known when its class is made.
+
+    `type` is None where the handler takes the decoded value as it is; `raw` says that it takes the bytes.
+    `decode(body, content_type, subject)` returns what the handler takes or raises DecodeError.
+    """
+
+    method: str
+    filter: str
+    type: Any | None
+    raw: bool
+    wants_context: bool
+    is_async: bool
+    decode: Callable[[Body, str | None, str], Any]
+
+
+@overload
+def handles(method: _Method, /) -> _Method: ...
+@overload
+def handles(subject: str, /) -> Callable[[_Method], _Method]: ...
+def handles(method_or_subject: Any, /) -> Any:
+    """Marks a method as the handler of an event type, or of a subject: `@handles("raw.>")`.
+
+    Bare, it takes type and subject from the annotation of the first parameter, an Event. With a subject that
+    parameter may be anything that a body decodes into, `bytes` for the body as it is, or not annotated.
+    `async def` runs in the cell's event loop, `def` in a thread. A returned event, or list of events, is
+    published and confirmed before the ack. The handler may run again for the same event.
+    """
+    if isinstance(method_or_subject, str):
+        subject = check_filter(method_or_subject, "@handles")
+        return lambda method: _mark(method, subject)
+    return _mark(method_or_subject, None)
+
+
+def _mark(method: Any, subject: str | None) -> Any:
+    if not inspect.isfunction(method):
+        raise DeclarationError(
+            f"@handles stands on {method!r}; put it on a method, bare or with a subject: "
+            f'@handles or @handles("orders.>")'
+        )
+    setattr(method, _MARK, _Mark(subject))
+    return method
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Mark:
+    subject: str | None
+
+
+def find_handlers(cls: type) -> tuple[HandlerSpec, ...]:
+    """The handlers of an actor class in the order of their definition, inherited ones first."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            marked = hasattr(value, _MARK)
+            if name in found and not marked and value is not None:
+                raise DeclarationError(
+                    f"{cls.__qualname__}.{name} overrides a handler without @handles; "
+                    f"put @handles above it, or write {name} = None to handle that event no more"
+                )
+            if marked:
+                found[name] = value
+            else:
+                found.pop(name, None)
+    handlers = tuple(_read_handler(cls, name, method) for name, method in found.items())
+    _check_unique(cls, handlers)
+    return handlers
+
+
+def _check_unique(cls: type, handlers: tuple[HandlerSpec, ...]) -> None:
+    by_filter: dict[str, HandlerSpec] = {}
+    for handler in handlers:
+        other = by_filter.setdefault(handler.filter, handler)
+        if other is not handler:
+            raise DeclarationError(
+                f"{cls.__qualname__}: {other.method} and {handler.method} both handle {handler.filter!r}; "
+                f"keep one of them, or handle it in two actors"
+            )
+
+
+def _read_handler(cls: type, name: str, method: Any) -> HandlerSpec:
+    where = f"{cls.__qualname__}.{name}"
+    if not inspect.isfunction(method):
+        raise DeclarationError(f"{where}: a handler is a plain method; remove {type(method).__name__}")
+    inner = inspect.unwrap(method)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise DeclarationError(f"{where} yields; return the event, or a list of events, instead")
+    parameter, wants_context = _read_parameters(where, method)
+    subject: str | None = getattr(method, _MARK).subject
+    if parameter.annotation is inspect.Parameter.empty:
+        if subject is None:
+            raise DeclarationError(
+                f"{where}: the parameter {parameter.name!r} has no annotation; "
+                f'annotate it with an Event, or give the subject: @handles("orders.>")'
+            )
+        type_: Any = Any
+    else:
+        type_ = _resolve(where, cls, inner, parameter)
+    filter_, decode = _read_type(where, type_, subject)
+    return HandlerSpec(
+        method=name,
+        filter=filter_,
+        type=None if type_ in (Any, object) else type_,
+        raw=type_ is bytes,
+        wants_context=wants_context,
+        is_async=inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(inner),
+        decode=decode,
+    )
+
+
+def _read_parameters(where: str, method: Any) -> tuple[inspect.Parameter, bool]:
+    parameters = list(inspect.signature(method).parameters.values())
+    for parameter in parameters:
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            raise DeclarationError(f"{where}: the parameter {parameter} can't be filled; {_EXPECTED}")
+    # The first is self.
+    if len(parameters) < 2:
+        raise DeclarationError(f"{where} takes no event; {_EXPECTED}")
+    if len(parameters) > 3:
+        names = ", ".join(repr(parameter.name) for parameter in parameters[3:])
+        raise DeclarationError(f"{where} has too many parameters ({names}); {_EXPECTED}")
+    return parameters[1], len(parameters) == 3
+
+
+def _read_type(
+    where: str, type_: Any, subject: str | None
+) -> tuple[str, Callable[[Body, str | None, str], Any]]:
+    origin = get_origin(type_) or type_
+    name = getattr(origin, "__qualname__", str(type_))
+    spec = event_spec(origin)
+    if subject is None:
+        if isinstance(origin, EventMeta) and spec is None:
+            raise DeclarationError(
+                f"{where}: the event {name} has no subject and is only a base of others; "
+                f'write class {name}(Event, subject="…"), or handle the events derived from it'
+            )
+        if spec is None:
+            raise DeclarationError(
+                f"{where} takes {name}, which is no Event; "
+                f'annotate it with one, or give the subject: @handles("orders.>")'
+            )
+        subject = spec.filter
+    if type_ is bytes:
+        return subject, _decode_raw
+    if type_ in (Any, object):
+        return subject, _without_subject(decode_untyped)
+    try:
+        decode = decoder(type_)
+    except NameError as error:
+        raise DeclarationError(f"{where}: a field of {name} can't be resolved: {error}") from error
+    except TypeError as error:
+        raise DeclarationError(f"{where} takes {name}, which no body decodes into: {error}") from error
+    # A subject given by hand may be another one than the event's own, and then says nothing about its fields.
+    if spec is not None and spec.placeholders and covers(spec.filter, subject):
+        return subject, _with_subject(decode)
+    return subject, _without_subject(decode)
+
+
+def _decode_raw(data: Body, content_type: str | None, subject: str) -> bytes:  # noqa: ARG001
+    return bytes(data)
+
+
+def _without_subject(decode: Decoder) -> Callable[[Body, str | None, str], Any]:
+    return lambda data, content_type, subject: decode(data, content_type)  # noqa: ARG005
+
+
+def _with_subject(decode: Decoder) -> Callable[[Body, str | None, str], Any]:
+    def decode_and_check(data: Body, content_type: str | None, subject: str) -> Any:
+        event = decode(data, content_type)
+        check_subject(event, subject)
+        return event
+
+    return decode_and_check
+
+
+def _resolve(where: str, cls: type, function: types.FunctionType, parameter: inspect.Parameter) -> Any:
+    """The annotation as an object; a text (`from __future__ import annotations`) is looked up."""
+    # Only this one annotation: the others may name what is imported for type checkers alone.
+    holder = types.SimpleNamespace(__annotations__={"event": parameter.annotation})
+    closure = inspect.getclosurevars(function).nonlocals
+    scopes: list[Mapping[str, Any]] = [{**closure, **vars(cls)}]
+    scopes.extend(_enclosing_scopes(function))
+    problem: NameError | None = None
+    for scope in scopes:
+        try:
+            resolved = typing.get_type_hints(holder, function.__globals__, dict(scope), include_extras=True)
+        except NameError as error:
+            problem = problem or error
+        except (TypeError, SyntaxError, AttributeError) as error:
+            raise DeclarationError(
+                f"{where}: the annotation {parameter.annotation!r} of {parameter.name!r} is no type: {error}"
+            ) from error
+        else:
+            return resolved["event"]
+    raise DeclarationError(
+        f"{where}: the annotation {parameter.annotation!r} of {parameter.name!r} can't be resolved "
+        f"({problem}); define or import the type above the class, not only for type checkers"
+    )
+
+
+def _enclosing_scopes(function: types.FunctionType) -> typing.Iterator[Mapping[str, Any]]:
+    """The local variables of the functions that are running the class statement, innermost first.
+
+    A class made inside a function may be annotated, as text, with an event made there too.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals is function.__globals__:
+            yield frame.f_locals
+        frame = frame.f_back  # type: ignore[assignment]

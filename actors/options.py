@@ -1,0 +1,163 @@
+"""The options of an actor: class keywords of Actor, overridable per Child."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from understudy.actors.errors import DeclarationError, DecodeError
+from understudy.actors.names import check_choice, check_integer, check_name, check_seconds, nearest
+from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
+
+# With a key, handlers of different keys run at once; without one an instance handles one event at a time.
+_KEYED_CONCURRENCY = 16
+
+
+class OptionKeywords(TypedDict, total=False):
+    """The keywords as a user may write them, so that type checkers check them."""
+
+    key: str | Callable[[Any], object] | None
+    mailbox: Mailbox
+    concurrency: int
+    ordered: bool
+    replicas: int
+    retry: RetryPolicy
+    handler_timeout_seconds: float
+    hang_timeout_seconds: float
+    start_timeout_seconds: float
+    ack_wait_seconds: float
+    on_failure: Literal["redeliver", "block"]
+    breakers: Sequence[CircuitBreaker]
+    durable: str | None
+    stream: str | None
+    start: Literal["all", "new"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ActorOptions:
+    """An actor's options, checked and complete; made by `make_options` and `replace`.
+
+    `given` is what was written: some defaults follow from other options, so they are worked out anew
+    when a subclass or a Child overrides one.
+    """
+
+    key: str | Callable[[Any], object] | None = None
+    mailbox: Mailbox = dataclasses.field(default_factory=Mailbox)
+    concurrency: int = 1
+    ordered: bool = False
+    replicas: int = 1
+    retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
+    handler_timeout_seconds: float = 30.0
+    hang_timeout_seconds: float = 8.0
+    start_timeout_seconds: float = 30.0
+    ack_wait_seconds: float = 15.0
+    on_failure: Literal["redeliver", "block"] = "redeliver"
+    breakers: tuple[CircuitBreaker, ...] = ()
+    durable: str | None = None
+    stream: str | None = None
+    start: Literal["all", "new"] = "all"
+    where: str = dataclasses.field(default="actor", repr=False, compare=False)
+    given: Mapping[str, object] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def is_sole_owner(self) -> bool:
+        """Whether one cell alone may handle this actor's events: it keeps an order."""
+        return self.key is not None or self.ordered
+
+    def replace(self, **overrides: object) -> "ActorOptions":
+        """These options with some overridden, checked again."""
+        return make_options({**self.given, **overrides}, self.where)
+
+    def key_function(self) -> Callable[[Any], object] | None:
+        """What gives an event's key, or None without one.
+
+        The function of a named key reads the attribute, or the item of an untyped dict. It raises
+        DecodeError if there is none or it can't be a key, since no later attempt would find one.
+        """
+        key = self.key
+        if not isinstance(key, str):
+            return key
+
+        def read_key(event: Any) -> object:
+            try:
+                value = event[key] if type(event) is dict else getattr(event, key)
+                hash(value)
+            except (KeyError, AttributeError, TypeError) as error:
+                name = type(event).__qualname__
+                raise DecodeError(f"{name}: {key!r} can't be read as the actor's key: {error}") from error
+            return value
+
+        return read_key
+
+
+_KEYWORDS = tuple(OptionKeywords.__annotations__)
+
+
+def make_options(given: Mapping[str, object], where: str) -> ActorOptions:
+    """Checks what was written and works out the defaults; `where` names the class or child in errors."""
+    for keyword in given:
+        if keyword not in _KEYWORDS:
+            raise DeclarationError(f"{where}: unknown option {keyword!r}{nearest(keyword, _KEYWORDS)}")
+    values = dict(given)
+    keeps_order = values.get("key") is not None or values.get("ordered") is True
+    if values.get("key") is not None:
+        values.setdefault("concurrency", _KEYED_CONCURRENCY)
+    if keeps_order:
+        values.setdefault("on_failure", "block")
+    breakers = values.get("breakers", ())
+    if not isinstance(breakers, Sequence) or not all(isinstance(one, CircuitBreaker) for one in breakers):
+        raise DeclarationError(f"{where}: breakers is {breakers!r}; give a list of CircuitBreaker")
+    values["breakers"] = tuple(breakers)
+    # What the checks below make sure of, mypy can't see.
+    options = ActorOptions(**values, where=where, given=dict(given))  # type: ignore[arg-type]
+    _check_values(options, where)
+    _check_together(options, where)
+    return options
+
+
+def _check_values(options: ActorOptions, where: str) -> None:
+    key: object = options.key
+    if key is not None and not callable(key) and not (isinstance(key, str) and key.isidentifier()):
+        raise DeclarationError(f"{where}: key is {key!r}; give an attribute's name or a callable")
+    for name, kind in (("mailbox", Mailbox), ("retry", RetryPolicy), ("ordered", bool)):
+        value = getattr(options, name)
+        if not isinstance(value, kind):
+            raise DeclarationError(f"{where}: {name} is {value!r}; give a {kind.__name__}")
+    check_integer(options.concurrency, f"{where}: concurrency", minimum=1)
+    check_integer(options.replicas, f"{where}: replicas", minimum=1)
+    for name in ("handler_timeout", "hang_timeout", "start_timeout", "ack_wait"):
+        check_seconds(getattr(options, f"{name}_seconds"), f"{where}: {name}_seconds")
+    check_choice(options.on_failure, f"{where}: on_failure", ("redeliver", "block"))
+    check_choice(options.start, f"{where}: start", ("all", "new"))
+    for name in ("durable", "stream"):
+        value = getattr(options, name)
+        if value is not None:
+            check_name(value, f"{where}: {name}")
+    names = [breaker.name for breaker in options.breakers]
+    for name in names:
+        if names.count(name) > 1:
+            raise DeclarationError(f"{where}: two breakers are called {name!r}; rename one")
+
+
+def _check_together(options: ActorOptions, where: str) -> None:
+    if options.ordered and options.key is not None:
+        raise DeclarationError(
+            f"{where}: key and ordered exclude each other: ordered keeps the order of all events, "
+            f"key that of each key; remove one"
+        )
+    if options.ordered and options.concurrency > 1:
+        raise DeclarationError(
+            f"{where}: ordered handles one event at a time, but concurrency is {options.concurrency}; "
+            f"remove one of them"
+        )
+    if options.is_sole_owner and options.replicas > 1:
+        option = "ordered" if options.ordered else "key"
+        raise DeclarationError(
+            f"{where}: {option} needs replicas=1, not {options.replicas}, since a second cell would break the "
+            f"order; write replicas=1 (one key space over several cells comes in a later version)"
+        )
+    # A takeover must come before the server redelivers.
+    if options.hang_timeout_seconds * 3 >= options.ack_wait_seconds * 2:
+        raise DeclarationError(
+            f"{where}: hang_timeout_seconds is {options.hang_timeout_seconds}, but must be below two thirds "
+            f"of ack_wait_seconds ({options.ack_wait_seconds}); lower it or raise ack_wait_seconds"
+        )

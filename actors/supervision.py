@@ -1,0 +1,141 @@
+"""Supervisor and Child: the tree that a user declares."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, Unpack
+
+from understudy.actors.actor import Actor, ActorSpec, check_key
+from understudy.actors.errors import DeclarationError
+from understudy.actors.names import check_integer, check_name, check_seconds, nearest
+from understudy.actors.options import OptionKeywords, make_options
+
+_PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+class Child:
+    """An actor's place in the tree, where its class alone isn't enough.
+
+    `name` tells two children of one class apart, `args` are keyword arguments of its `__init__` (plain
+    values), everything else overrides an option of the class.
+    """
+
+    __slots__ = ("actor_class", "args", "spec")
+
+    actor_class: type[Actor]
+    args: Mapping[str, Any]
+    spec: ActorSpec
+
+    def __init__(
+        self,
+        actor_class: type[Actor],
+        *,
+        name: str | None = None,
+        args: Mapping[str, Any] | None = None,
+        **overrides: Unpack[OptionKeywords],
+    ) -> None:
+        if not _is_actor_class(actor_class):
+            raise DeclarationError(f"Child: {actor_class!r} is no subclass of Actor; give the class itself")
+        declared = actor_class.__understudy__
+        where = f"Child({actor_class.__qualname__})"
+        if not declared.handlers:
+            raise DeclarationError(
+                f"{where}: {actor_class.__qualname__} handles nothing; put @handles on one of its methods"
+            )
+        name = check_name(declared.name if name is None else name, where)
+        self.actor_class = actor_class
+        self.args = _check_args({} if args is None else args, where)
+        options = make_options({**declared.options.given, **overrides}, where)
+        self.spec = ActorSpec(name=name, handlers=declared.handlers, options=options)
+        check_key(self.spec, where)
+
+    def __repr__(self) -> str:
+        return f"Child({self.actor_class.__qualname__}, name={self.spec.name!r})"
+
+
+ChildLike: TypeAlias = "type[Actor] | Child | Supervisor"
+
+
+class Supervisor:
+    """A node of the tree: it restarts its children, and gives up when that happens too often.
+
+    More than `max_restarts` restarts of its children together within `max_seconds` stop its whole subtree,
+    and its own supervisor restarts that.
+    """
+
+    __slots__ = ("children", "max_restarts", "max_seconds", "name", "strategy")
+
+    name: str
+    strategy: Literal["one_for_one"]
+    max_restarts: int
+    max_seconds: float
+    children: tuple["Child | Supervisor", ...]
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        children: Sequence[ChildLike],
+        strategy: Literal["one_for_one"] = "one_for_one",
+        max_restarts: int = 3,
+        max_seconds: float = 5.0,
+    ) -> None:
+        where = f"supervisor {name!r}"
+        self.name = check_name(name, "Supervisor")
+        _check_strategy(strategy, where)
+        self.strategy = strategy
+        self.max_restarts = check_integer(max_restarts, f"{where}: max_restarts", minimum=0)
+        self.max_seconds = check_seconds(max_seconds, f"{where}: max_seconds")
+        self.children = _read_children(children, where)
+
+    def __repr__(self) -> str:
+        return f"Supervisor({self.name!r}, children={list(self.children)!r})"
+
+
+def _read_children(children: object, where: str) -> tuple[Child | Supervisor, ...]:
+    if not isinstance(children, list | tuple) or not children:
+        raise DeclarationError(f"{where}: children is {children!r}; give a list of at least one actor class")
+    return tuple(_read_child(child, where) for child in children)
+
+
+def _check_strategy(strategy: object, where: str) -> None:
+    if strategy in ("one_for_all", "rest_for_one"):
+        raise DeclarationError(f"{where}: strategy {strategy!r} comes in a later version; use 'one_for_one'")
+    if strategy != "one_for_one":
+        hint = nearest(str(strategy), ("one_for_one",))
+        raise DeclarationError(f"{where}: strategy {strategy!r} is not known{hint}")
+
+
+def _read_child(child: object, where: str) -> Child | Supervisor:
+    if isinstance(child, Child | Supervisor):
+        return child
+    if _is_actor_class(child):
+        return Child(child)  # type: ignore[arg-type]
+    if isinstance(child, Actor):
+        raise DeclarationError(
+            f"{where}: a child is an instance of {type(child).__qualname__}; give the class, "
+            f"or Child({type(child).__qualname__}, args={{…}}): each cell makes its own instance"
+        )
+    raise DeclarationError(f"{where}: {child!r} is no child; give an Actor class, a Child or a Supervisor")
+
+
+def _is_actor_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Actor) and value is not Actor
+
+
+def _check_args(args: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(args, Mapping) or not all(isinstance(name, str) for name in args):
+        raise DeclarationError(f"{where}: args is {args!r}; give a dict of keyword arguments")
+    for name, value in args.items():
+        if not _is_plain(value):
+            raise DeclarationError(
+                f"{where}: args[{name!r}] is a {type(value).__qualname__}; give plain values "
+                f"(numbers, texts, bytes, lists, dicts) and make the rest in on_start"
+            )
+    return dict(args)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(_is_plain(key) and _is_plain(one) for key, one in value.items())
+    return isinstance(value, _PLAIN)
