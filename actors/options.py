@@ -152,7 +152,7 @@ def _check_together(options: ActorOptions, where: str) -> None:
     if options.is_sole_owner and options.replicas > 1:
         option = "ordered" if options.ordered else "key"
         raise DeclarationError(
-            f"{where}: {option} needs replicas=1, not {options.replicas}, since a second cell would break the "
+            f"{where}: {option} can't have replicas={options.replicas}, since a second cell would break the "
             f"order; write replicas=1 (one key space over several cells comes in a later version)"
         )
     # A takeover must come before the server redelivers.

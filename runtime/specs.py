@@ -1,0 +1,73 @@
+"""What an App declares, as plain values: they cross from the process that imported it to all others."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream; what is None is left to the server at creation and not compared afterwards.
+
+    `existing` says that the app only uses it: nothing is created or compared, and `subjects` is empty.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    existing: bool = False
+    storage: str | None = None
+    retention: str | None = None
+    max_age_seconds: float | None = None
+    max_bytes: int | None = None
+    max_messages: int | None = None
+    duplicate_window_seconds: float | None = None
+    replicas: int | None = None
+
+
+class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """An actor's durable consumer; `capacity` is that of one of its `cells`."""
+
+    durable: str
+    stream: str
+    filters: tuple[str, ...]
+    ack_wait_seconds: float
+    start: str
+    capacity: int
+    cells: int
+    actor: str
+
+
+class CellSpec(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):
+    """One cell of an actor, and how long its supervisor waits for it."""
+
+    actor: str
+    index: int
+    durable: str
+    stream: str
+    start_timeout_seconds: float
+    hang_timeout_seconds: float
+    ack_wait_seconds: float
+
+    @property
+    def name(self) -> str:
+        """The cell's name in the tree: "delay-monitor/0"."""
+        return f"{self.actor}/{self.index}"
+
+
+class SupervisorSpec(msgspec.Struct, frozen=True, kw_only=True, tag="supervisor"):
+    """A supervisor and what it supervises, in start order."""
+
+    name: str
+    strategy: str
+    max_restarts: int
+    max_seconds: float
+    children: tuple[CellSpec | SupervisorSpec, ...]
+
+
+class AppSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole app; `root` is the supervisor that holds its children."""
+
+    name: str
+    revision: int
+    streams: tuple[StreamSpec, ...]
+    consumers: tuple[ConsumerSpec, ...]
+    root: SupervisorSpec
