@@ -1,1 +1,78 @@
 """Supervised actors on NATS JetStream: when one falls, its understudy goes on."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from understudy.actors.actor import Actor
+    from understudy.actors.context import Context
+    from understudy.actors.errors import CircuitOpen, UnderstudyError
+    from understudy.actors.event import Event
+    from understudy.actors.handlers import handles
+    from understudy.actors.outcomes import Reject, Retry
+    from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
+    from understudy.actors.supervision import Child, Supervisor
+    from understudy.runtime.app import App
+    from understudy.runtime.jetstream.publisher import Publisher
+    from understudy.runtime.stream import Stream
+
+    __version__: str
+
+__all__ = [
+    "Actor",
+    "App",
+    "Child",
+    "CircuitBreaker",
+    "CircuitOpen",
+    "Context",
+    "Event",
+    "Mailbox",
+    "Publisher",
+    "Reject",
+    "Retry",
+    "RetryPolicy",
+    "Stream",
+    "Supervisor",
+    "UnderstudyError",
+    "__version__",
+    "handles",
+]
+
+# Loaded at first use: a module that only declares events needs no broker client.
+_MODULES = {
+    "Actor": "understudy.actors.actor",
+    "App": "understudy.runtime.app",
+    "Child": "understudy.actors.supervision",
+    "CircuitBreaker": "understudy.actors.policies",
+    "CircuitOpen": "understudy.actors.errors",
+    "Context": "understudy.actors.context",
+    "Event": "understudy.actors.event",
+    "Mailbox": "understudy.actors.policies",
+    "Publisher": "understudy.runtime.jetstream.publisher",
+    "Reject": "understudy.actors.outcomes",
+    "Retry": "understudy.actors.outcomes",
+    "RetryPolicy": "understudy.actors.policies",
+    "Stream": "understudy.runtime.stream",
+    "Supervisor": "understudy.actors.supervision",
+    "UnderstudyError": "understudy.actors.errors",
+    "handles": "understudy.actors.handlers",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("understudy")
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module 'understudy' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
