@@ -1,0 +1,8 @@
+"""`python -m understudy.runtime`: the command line without its script on PATH."""
+
+import sys
+
+from understudy.runtime.cli.entry import main
+
+if __name__ == "__main__":
+    sys.exit(main())

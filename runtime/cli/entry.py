@@ -1,0 +1,91 @@
+"""The `understudy` command: its subcommands, and what its exit status says."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+import typer.exceptions
+import typer.main
+
+from understudy.actors.errors import (
+    BrokerError,
+    CodecError,
+    ConfigurationError,
+    DeclarationError,
+    UnderstudyError,
+)
+from understudy.runtime.cli.check import check
+from understudy.runtime.cli.demo import demo
+from understudy.runtime.cli.publish import publish
+from understudy.runtime.cli.run import run
+
+CLEAN = 0
+DIFFERENT = 1
+USAGE = 2
+BROKER = 3
+INTERNAL = 70
+INTERRUPTED = 130
+
+NOT_LINUX = (
+    "understudy runs on Linux; here, run it in a container: "
+    'docker run --rm -it -v "$PWD":/app -w /app python:3.13 '
+    "sh -c 'pip install \"understudy[embedded]\" && understudy run flights:app --embedded'"
+)
+
+_app = typer.Typer(
+    name="understudy",
+    help="Supervised actors on NATS JetStream: when one falls, its understudy goes on.",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_app.command()(run)
+_app.command()(check)
+_app.command()(publish)
+_app.command()(demo)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    0 clean; 1 a check found a difference; 2 usage or configuration; 3 the broker can't be reached or refuses;
+    70 the tree escalated, or an error of our own; 75 the drain timed out; 130 interrupted.
+
+    Args:
+        arguments: what follows the command's name; `sys.argv` if None.
+    """
+    if sys.platform != "linux":
+        return _fail(NOT_LINUX, USAGE)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        status = typer.main.get_command(_app).main(given, prog_name="understudy", standalone_mode=False)
+    except typer.exceptions.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "understudy"
+        return _fail(f"{error.format_message()}\n  {command} --help says more", USAGE)
+    except UnderstudyError as error:
+        return _fail(str(error), _status(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    except Exception:  # noqa: BLE001 - Python's own status for this, 1, means "a difference was found" here
+        traceback.print_exc()
+        return INTERNAL
+    return status if isinstance(status, int) else CLEAN
+
+
+def _status(error: UnderstudyError) -> int:
+    match error:
+        case ConfigurationError() | DeclarationError() | CodecError():
+            return USAGE
+        case BrokerError():
+            return BROKER
+        case _:
+            return DIFFERENT
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"understudy: {text}", file=sys.stderr)  # noqa: T201 - the last word of a command is no log entry
+    return status

@@ -1,0 +1,70 @@
+"""The options that several commands take, and the settings and broker that follow from them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from understudy.actors.errors import BrokerUnreachable
+from understudy.config.load import load_settings
+from understudy.config.settings import Settings
+from understudy.runtime.broker.embedded import running_url
+from understudy.runtime.telemetry.logs import configure_logging, resolve_format
+
+Target = Annotated[str, typer.Argument(help="Where the App is: module:attribute.", show_default=False)]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings file, instead of ./understudy.toml.", show_default=False),
+]
+Servers = Annotated[
+    list[str] | None,
+    typer.Option("--servers", help="NATS URL; may be given several times.", show_default=False),
+]
+LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)]
+LogFormat = Annotated[str | None, typer.Option(help="auto, console or json.", show_default=False)]
+
+
+def settings_from(config_file: Path | None, flags: dict[str, object], *, quiet: bool = False) -> Settings:
+    """Return the settings, logging configured by them.
+
+    Where nobody named servers, those of an embedded server that runs in the settings' directory count.
+
+    Args:
+        config_file: the option `--config`.
+        flags: what the command line gave, by dotted key.
+        quiet: log warnings and errors only, for a command that prints its result.
+
+    Raises:
+        ConfigurationError: see `load_settings`.
+    """
+    settings = load_settings(config_file=config_file, flags=flags)
+    level = "warning" if quiet and settings.log.level == "info" else settings.log.level
+    configure_logging(level=level, format=resolve_format(settings.log.format), context={})
+    if settings.nats_is_default:
+        url = running_url(settings.directory)
+        if url is not None:
+            return settings.with_servers(url)
+    return settings
+
+
+@contextlib.contextmanager
+def remedies(settings: Settings) -> Iterator[None]:
+    """Say what to do where no broker answers at an address that nobody named.
+
+    Args:
+        settings: those that the block connects with.
+    """
+    try:
+        yield
+    except BrokerUnreachable as error:
+        if not settings.nats_is_default:
+            raise
+        raise BrokerUnreachable(
+            f"{error}\n"
+            "  name yours: --servers nats://host:4222, NATS_URL, or nats.servers in understudy.toml;\n"
+            "  or start one along with an app: understudy run TARGET --embedded"
+        ) from error

@@ -1,0 +1,189 @@
+"""`understudy publish`: put JSON into a stream, one body or a file of them, each confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import msgspec
+import typer
+
+from understudy.actors.errors import BrokerError, ConfigurationError, DecodeError, PublishError
+from understudy.runtime.cli.options import ConfigFile, Servers, remedies, settings_from
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from understudy.config.connection import ConnectionSpec
+    from understudy.runtime.jetstream.publisher import Publisher
+
+# As many as the publisher's own window holds; more would only wait there.
+IN_FLIGHT = 1024
+_HEADERS = {"Content-Type": "application/json"}
+
+
+def publish(
+    subject: Annotated[str, typer.Argument(help="Where to, like flights.departed.", show_default=False)],
+    body: Annotated[str | None, typer.Option("--json", help="One body.", show_default=False)] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", help="A file of bodies, one a line; - is stdin.", show_default=False),
+    ] = None,
+    config: ConfigFile = None,
+    servers: Servers = None,
+) -> int:
+    """Publish JSON events, each confirmed by its stream.
+
+    Example: understudy publish flights.departed --json '{"carrier": "UA", "delay_minutes": 75}'
+
+    A file has one JSON value a line (NDJSON); a line that fails is named on stderr and the others go on. The
+    count is printed on stdout.
+    """
+    if (body is None) == (file is None):
+        raise ConfigurationError("give either --json TEXT or --file FILE (- for stdin)")
+    _check_subject(subject)
+    with ExitStack() as stack:
+        if body is None:
+            lines = _lines(stack.enter_context(_open(str(file))))
+        else:
+            problem = _problem(body.encode())
+            if problem:
+                raise DecodeError(f"--json {problem}")
+            lines = iter([(1, body.encode())])
+        settings = settings_from(config, {"nats.servers": servers}, quiet=True)
+        with remedies(settings):
+            counts = asyncio.run(_publish_all(settings.connection(), subject, lines, show_lines=body is None))
+    typer.echo(str(counts))
+    return counts.status
+
+
+@dataclass
+class Counts:
+    """What became of the lines.
+
+    Attributes:
+        published: confirmed by a stream.
+        malformed: not JSON, not sent.
+        refused: sent and not confirmed.
+    """
+
+    published: int = 0
+    malformed: int = 0
+    refused: int = 0
+    running: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 3 if the broker refused any, 2 if only the input was at fault."""
+        return 3 if self.refused else 2 if self.malformed else 0
+
+    def __str__(self) -> str:
+        """Say how many, and what failed only if something did."""
+        parts = [f"{self.published} published"]
+        parts += [f"{self.malformed} malformed"] if self.malformed else []
+        parts += [f"{self.refused} refused"] if self.refused else []
+        return ", ".join(parts)
+
+
+async def _publish_all(
+    connection: ConnectionSpec, subject: str, lines: Iterator[tuple[int, bytes]], *, show_lines: bool
+) -> Counts:
+    from understudy.runtime.jetstream.publisher import Publisher
+
+    counts = Counts()
+    async with Publisher.connect(connection, source="understudy-publish") as publisher:
+        with _progress() as progress:
+            bar = progress.add_task("publishing", total=None, visible=show_lines)
+
+            def say(number: int, text: str) -> None:
+                progress.console.print(
+                    f"line {number}: {text}" if show_lines else text, markup=False, soft_wrap=True
+                )
+
+            for number, line in lines:
+                problem = _problem(line)
+                if problem:
+                    counts.malformed += 1
+                    say(number, problem)
+                    continue
+                if len(counts.running) >= IN_FLIGHT:
+                    await asyncio.wait(counts.running, return_when=asyncio.FIRST_COMPLETED)
+                task = asyncio.create_task(_publish_one(publisher, subject, number, line, counts, say))
+                counts.running.add(task)
+                task.add_done_callback(counts.running.discard)
+                progress.update(bar, completed=counts.published)
+            while counts.running:
+                await asyncio.wait(counts.running, timeout=0.2)
+                progress.update(bar, completed=counts.published)
+    return counts
+
+
+async def _publish_one(
+    publisher: Publisher,
+    subject: str,
+    number: int,
+    line: bytes,
+    counts: Counts,
+    say: Callable[[int, str], None],
+) -> None:
+    try:
+        await publisher.publish_raw(subject, line, _HEADERS)
+    except (PublishError, BrokerError) as error:
+        counts.refused += 1
+        say(number, str(error))
+    else:
+        counts.published += 1
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _check_subject(subject: str) -> None:
+    from understudy.actors.subjects import is_plain
+
+    if not all(is_plain(token) for token in subject.split(".")):
+        raise ConfigurationError(
+            f"{subject!r} is no subject to publish to: tokens joined by dots, without blanks, * or >"
+        )
+
+
+def _open(name: str) -> BinaryIO:
+    if name == "-":
+        return sys.stdin.buffer
+    try:
+        return Path(name).open("rb")
+    except OSError as error:
+        raise ConfigurationError(f"--file {name}: {error.strerror}") from error
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(file, start=1):
+        text = line.strip()
+        if text:
+            yield number, text
+
+
+def _problem(body: bytes) -> str:
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return f"is not JSON: {error}"
+    return ""

@@ -1,0 +1,66 @@
+"""`understudy run`: start an app's tree and keep it up until it is told to stop."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from understudy.actors.errors import ConfigurationError
+from understudy.runtime.broker.embedded import EmbeddedServer
+from understudy.runtime.cli.options import (
+    ConfigFile,
+    LogFormat,
+    LogLevel,
+    Servers,
+    Target,
+    remedies,
+    settings_from,
+)
+
+
+def run(
+    target: Target,
+    config: ConfigFile = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Start a nats-server along with it, its store in .understudy/.")
+    ] = False,
+    servers: Servers = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port for probes; 0 takes any free one.", show_default=False)
+    ] = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+) -> int:
+    """Run an app's actors under supervision until SIGTERM or Ctrl-C.
+
+    Example: understudy run flights:app --embedded
+
+    The first signal drains: what is being handled finishes, what is held goes back to the stream. A second
+    one kills. Logs go to stderr; /livez and /readyz answer on the HTTP port.
+    """
+    if embedded and servers:
+        raise ConfigurationError("--embedded starts a server of its own; leave out --servers")
+    # Loaded when the command runs: --help needs none of it.
+    from understudy.runtime.system import System
+    from understudy.runtime.target import inspect_target
+
+    settings = settings_from(
+        config,
+        {
+            "nats.servers": servers,
+            "http.port": http_port,
+            "log.level": log_level,
+            "log.format": log_format,
+        },
+    )
+    app = inspect_target(target)
+    if not embedded:
+        with remedies(settings):
+            return System(target=target, app=app, settings=settings, embedded=None).run()
+    server = EmbeddedServer.start(settings.directory)
+    try:
+        settings = settings.with_servers(server.url)
+        return System(target=target, app=app, settings=settings, embedded=server).run()
+    finally:
+        server.stop()

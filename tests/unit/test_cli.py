@@ -1,0 +1,172 @@
+"""The command line: what each ending says, on which stream, with which exit status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from understudy.runtime.cli import entry
+from understudy.runtime.cli.entry import main
+
+COMMANDS = ("run", "check", "publish", "demo")
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings of whoever runs the tests, a port where nothing answers, and the logging left as it was."""
+    for name in os.environ:
+        if name.startswith(("UNDERSTUDY_", "NATS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+    handlers = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """With or without being asked."""
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {command} " in text for command in COMMANDS)
+    assert main([]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """One that can be typed."""
+    assert main([command, "--help"]) == 0
+    assert f"Example: understudy {command}" in capsys.readouterr().out
+
+
+def test_help_loads_neither_the_broker_client_nor_the_http_server_nor_thespian() -> None:
+    """So that it answers at once."""
+    code = (
+        "import sys; from understudy.runtime.cli.entry import main; main(['--help']);"
+        "heavy = {'nats', 'thespian', 'uvicorn', 'starlette', 'pybreaker'};"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "Missing argument 'target'.\n  understudy run --help says more"),
+        (["rnu"], "No such command 'rnu'."),
+        (["run", "--embeded", "a:b"], "No such option: --embeded"),
+        (["publish", "a"], "give either --json TEXT or --file FILE (- for stdin)"),
+        (
+            ["publish", "a", "--json", "{}", "--file", "x"],
+            "give either --json TEXT or --file FILE (- for stdin)",
+        ),
+        (["publish", "a.>", "--json", "{}"], "'a.>' is no subject to publish to: tokens joined by dots"),
+        (["publish", "a..b", "--json", "{}"], "'a..b' is no subject to publish to: tokens joined by dots"),
+        (["publish", "a", "--json", "{"], "--json is not JSON: Input data was truncated"),
+        (["publish", "a", "--file", "none"], "--file none: No such file or directory"),
+        (
+            ["run", "a:b", "--embedded", "--servers", "x"],
+            "--embedded starts a server of its own; leave out --servers",
+        ),
+        (
+            ["check", "a:b", "--servers", "http://x"],
+            "nats.servers = http://x: each should be like nats://host:4222",
+        ),
+    ],
+)
+def test_wrong_usage_is_status_2_and_a_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    """On stderr, without a traceback."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"understudy: {message}")
+    assert "Traceback" not in captured.err
+
+
+def test_a_guessed_address_where_nothing_answers_is_status_3_with_both_remedies(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name the servers, or start one."""
+    from understudy.config import layers, load
+
+    default = layers.default_layer()
+    monkeypatch.setattr(
+        load,
+        "default_layer",
+        lambda: layers.Layer(
+            values={**default.values, ("nats", "servers"): ["nats://127.0.0.1:9"]}, origin=default.origin
+        ),
+    )
+    assert main(["publish", "a", "--json", "{}"]) == 3
+    text = capsys.readouterr().err
+    assert text.startswith("understudy: no broker answers at nats://127.0.0.1:9")
+    assert "--servers nats://host:4222" in text
+    assert "--embedded" in text
+
+
+def test_a_named_address_where_nothing_answers_is_status_3(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the remedies of one who named none."""
+    assert main(["publish", "a", "--json", "{}", "--servers", "nats://127.0.0.1:9"]) == 3
+    text = capsys.readouterr().err
+    assert text.startswith("understudy: no broker answers at nats://127.0.0.1:9")
+    assert "--embedded" not in text
+
+
+def test_elsewhere_than_on_linux_it_says_how_to_run_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything of ours that only Linux has is touched."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert main(["run", "a:b"]) == 2
+    assert capsys.readouterr().err == f"understudy: {entry.NOT_LINUX}\n"
+
+
+def test_an_error_of_our_own_is_status_70_with_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own status, 1, would say that a check found a difference."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("understudy.runtime.cli.publish.settings_from", fail)
+    assert main(["publish", "a", "--json", "{}"]) == 70
+    assert capsys.readouterr().err.endswith("RuntimeError: boom\n")
+
+
+def test_an_interrupt_is_status_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no traceback."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("understudy.runtime.cli.publish.settings_from", interrupt)
+    assert main(["publish", "a", "--json", "{}"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_python_minus_m_is_the_same_command() -> None:
+    """Where the script isn't on PATH."""
+    result = subprocess.run(
+        [sys.executable, "-m", "understudy.runtime", "publish", "a"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("understudy: give either")
