@@ -1,0 +1,102 @@
+"""Each supervisor's view of its children, in a file that anyone may read at any time.
+
+The launcher, the probes and the tree are made of these files, so watching costs no messages and works while
+a process hangs. A restarted supervisor goes on from its predecessor's file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+SupervisorState = Literal["starting", "up", "stopping", "stopped", "escalated"]
+ChildState = Literal["starting", "up", "backoff", "stopping", "stopped"]
+
+
+class ChildStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One child as its supervisor sees it.
+
+    Args:
+        name: such as `delay-monitor/0`.
+        kind: what it is.
+        state: what it does; `backoff` while it waits to be started again.
+        pid: its process; None while it has none.
+        start_ticks: when that process was started, which tells it from a later one with its pid.
+        generation: how often it was started in this run.
+        restarts: how often it was started again.
+        last_reason: why it last ended; empty if it never did.
+        crashed: whether it then died of itself.
+        cell_file: the name of a cell's file in the run directory; empty for a supervisor.
+    """
+
+    name: str
+    kind: Literal["cell", "supervisor"]
+    state: ChildState
+    pid: int | None
+    start_ticks: int
+    generation: int
+    restarts: int
+    last_reason: str
+    crashed: bool
+    cell_file: str
+
+
+class SupervisorStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A supervisor at one moment.
+
+    Args:
+        name: the supervisor's.
+        pid: its process.
+        generation: how often it was started in this run.
+        state: what it does; `escalated` from the moment it gave up, also while it stops its children.
+        reason: why it gave up.
+        heartbeat: when it last ran, in seconds of CLOCK_BOOTTIME.
+        timed_out: what didn't stop in time and was killed, from the whole subtree.
+        children: in start order.
+    """
+
+    name: str
+    pid: int
+    generation: int
+    state: SupervisorState
+    reason: str
+    heartbeat: float
+    timed_out: tuple[str, ...]
+    children: tuple[ChildStatus, ...]
+
+
+_decoder = msgspec.json.Decoder(SupervisorStatus)
+
+
+def state_path(run_directory: Path, supervisor: str) -> Path:
+    """Return where a supervisor keeps its view."""
+    return run_directory / f"{supervisor}.supervisor.json"
+
+
+def write_state(run_directory: Path, status: SupervisorStatus) -> None:
+    """Replace the supervisor's file; who reads meanwhile sees the old one or the new one.
+
+    Args:
+        run_directory: the run's.
+        status: the whole view.
+    """
+    path = state_path(run_directory, status.name)
+    new = path.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode(status))
+    os.replace(new, path)
+
+
+def read_state(run_directory: Path, supervisor: str) -> SupervisorStatus | None:
+    """Return a supervisor's view, or None if it has written none yet.
+
+    Args:
+        run_directory: the run's.
+        supervisor: its name.
+    """
+    try:
+        return _decoder.decode(state_path(run_directory, supervisor).read_bytes())
+    except FileNotFoundError:
+        return None
