@@ -1,0 +1,369 @@
+"""The data side of a cell: one actor instance, its subscription, its lanes, from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from understudy.actors.context import StartContext
+from understudy.actors.errors import BrokerError
+from understudy.runtime.app import App
+from understudy.runtime.breakers import Breakers
+from understudy.runtime.cell.cellfile import CellFile, CellState, Identity, boot_id, boottime
+from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.lanes import Lanes, Mode
+from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.cell.pipeline import Pipeline
+from understudy.runtime.cell.start import CellStart
+from understudy.runtime.cell.takeover import TakenOver, Takeover
+from understudy.runtime.jetstream import api, connection
+from understudy.runtime.jetstream.publisher import PublishWindow
+from understudy.runtime.jetstream.settlement import Settlement, ack_subject, parse_ack_subject
+from understudy.runtime.jetstream.subscription import PullSubscription
+from understudy.runtime.jetstream.topology import attempts_bucket
+from understudy.runtime.stores.attempts import AttemptStore
+
+HEARTBEAT_SECONDS = 0.25
+_log = structlog.get_logger("understudy.cell")
+
+
+class Cell:
+    """Runs one actor until it is told to stop.
+
+    Args:
+        start: which cell this is, and what became of the one before.
+        app: the user's app, imported in this process.
+
+    Raises:
+        OSError: the cell file can't be made.
+    """
+
+    def __init__(self, start: CellStart, app: App) -> None:
+        self._start = start
+        self._child = app.child(start.spec.actor)
+        self._options = self._child.spec.options
+        identity = Identity(
+            app=start.run.app,
+            actor=start.spec.actor,
+            cell=start.spec.name,
+            durable=start.spec.durable,
+            stream=start.spec.stream,
+            boot_id=boot_id(),
+            run_id=start.run.run_id,
+            generation=start.generation,
+        )
+        self._file = CellFile.create(start.cell_file_path(), identity, self._options.mailbox.capacity)
+        self._status = self._file.status
+        self._ledger = self._file.ledger
+        self._mailbox = Mailbox(self._options.mailbox, self._ledger, self._status)
+        self._breakers = Breakers(
+            self._child.breakers, opened=lambda _name: self._status.count("breaker_openings")
+        )
+        self._stop = asyncio.Event()
+        self._failure: asyncio.Future[None] | None = None
+        self._draining = False
+        self._client: Client | None = None
+        # Made when the connection stands and the actor has started, before any delivery.
+        self._prepared = False
+        self._settlement: Settlement
+        self._subscription: PullSubscription
+        self._pipeline: Pipeline
+        self._lanes: Lanes
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Start, say that we are ready, handle deliveries until told to stop, and drain.
+
+        Runs in the data thread's event loop.
+
+        Args:
+            ready: called once, when the actor has started and is about to take deliveries.
+
+        Raises:
+            Exception: whatever made the cell fail; what it held is in its cell file.
+        """
+        self._failure = asyncio.get_running_loop().create_future()
+        background = [
+            asyncio.create_task(self._beat(), name="understudy-heartbeat"),
+            asyncio.create_task(self._extend(), name="understudy-extend"),
+        ]
+        try:
+            actor, taken_over = await self._prepare()
+            ready()
+            self._status.state(CellState.UP)
+            handing_over = asyncio.create_task(self._hand_over(taken_over), name="understudy-hand-over")
+            await self._until_stop([*background, handing_over])
+            handing_over.cancel()
+            await self._drain(actor)
+            self._status.state(CellState.STOPPED)
+        except BaseException as error:
+            self._status.state(CellState.FAILED, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            for task in background:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Begin to drain; may be called more than once, and before the cell is ready."""
+        self._stop.set()
+
+    async def _prepare(self) -> tuple[Any, TakenOver]:
+        """Connect, take over, and start the actor."""
+        spec, run = self._start.spec, self._start.run
+        self._client = client = await connection.connect(
+            run.connection, name=f"{run.app}/{spec.name}", on_state=self._on_connection
+        )
+        self._on_connection("connected")
+        stream = await api.stream_info(client, spec.stream)
+        consumer = await api.consumer_info(client, spec.stream, spec.durable) if stream is not None else None
+        if stream is None or consumer is None:
+            missing = f"stream {spec.stream}" if stream is None else f"consumer {spec.durable}"
+            raise BrokerError(
+                f"{missing} is gone from the server; start 'understudy run' anew, which makes it"
+            )
+        self._file.bind(
+            msgspec.structs.replace(
+                self._file.identity, stream_created=stream["created"], consumer_created=consumer["created"]
+            )
+        )
+        window = PublishWindow(client)
+        await window.open()
+        self._settlement = Settlement(client)
+        attempts = await AttemptStore.open(client, attempts_bucket(run.app), spec.durable, stream["created"])
+        takeover = Takeover(
+            client=client,
+            settlement=self._settlement,
+            attempts=attempts,
+            identity=self._file.identity,
+            allow_direct=bool(stream["config"].get("allow_direct")),
+            mailbox=self._mailbox,
+            ledger=self._ledger,
+            status=self._status,
+            ack_wait_seconds=spec.ack_wait_seconds,
+        )
+        taken_over = await takeover.run(
+            self._start.predecessor_paths(), crashed=self._start.crashed, reason=self._start.reason
+        )
+        actor = await self._start_actor()
+        self._subscription = PullSubscription(
+            client,
+            spec.stream,
+            spec.durable,
+            self._mailbox,
+            self._deliver,
+            self._fail,
+            self._recover_order,
+        )
+        self._pipeline = Pipeline(
+            actor=actor,
+            spec=self._child.spec,
+            identity=self._file.identity,
+            broker=client,
+            window=window,
+            settlement=self._settlement,
+            attempts=attempts,
+            mailbox=self._mailbox,
+            ledger=self._ledger,
+            status=self._status,
+            breakers=self._breakers,
+            settled=self._subscription.settled,
+            undecodable=self._halt,
+        )
+        self._lanes = Lanes(
+            concurrency=self._options.concurrency,
+            hang_timeout_seconds=self._options.hang_timeout_seconds,
+            handle=self._pipeline.handle,
+            breakers_closed=self._breakers.all_closed,
+            mode_changed=self._on_mode,
+        )
+        self._lanes.start()
+        self._prepared = True
+        return actor, taken_over
+
+    async def _start_actor(self) -> Any:
+        actor = self._child.make()
+        if self._start.reason:
+            await _call(lambda: actor.on_restart(self._start.reason), actor.on_restart)
+        context = StartContext(
+            app=self._start.run.app,
+            actor=self._start.spec.actor,
+            cell=self._start.spec.name,
+            generation=self._start.generation,
+            log=structlog.get_logger("understudy.actor"),
+        )
+        await _call(lambda: actor.on_start(context), actor.on_start)
+        return actor
+
+    async def _hand_over(self, taken_over: TakenOver) -> None:
+        """Handle what was taken over, suspects first and alone, then ask the stream for more."""
+        max_crashes = self._options.retry.max_crashes
+        for delivery in taken_over.suspects:
+            self._pipeline.prepare(delivery)
+            if delivery.attempts is not None and delivery.attempts.crashes >= max_crashes:
+                await self._pipeline.dead_letter(
+                    delivery, "crashed", f"its process died {max_crashes} times: {self._start.reason}"
+                )
+                continue
+            self._lanes.add(delivery)
+            await self._lanes.quiet()
+        for delivery in taken_over.held:
+            self._pipeline.prepare(delivery)
+            self._lanes.add(delivery)
+        self._subscription.start()
+        await asyncio.get_running_loop().create_future()
+
+    async def _until_stop(self, tasks: list[asyncio.Task[None]]) -> None:
+        assert self._failure is not None
+        stop = asyncio.create_task(self._stop.wait(), name="understudy-stop")
+        try:
+            while not stop.done():
+                watched: set[asyncio.Future[Any]] = {stop, self._failure, *tasks, *self._lanes.workers}
+                if self._subscription.task is not None:
+                    watched.add(self._subscription.task)
+                finished, _ = await asyncio.wait(watched, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+                for task in finished - {stop}:
+                    task.result()
+                    raise RuntimeError(f"{task} ended")
+        finally:
+            stop.cancel()
+
+    async def _drain(self, actor: Any) -> None:
+        assert self._client is not None
+        self._draining = True
+        self._status.state(CellState.DRAINING)
+        await self._subscription.stop()
+        await self._lanes.stop()
+        self._pipeline.close()
+        held = sorted(self._mailbox, key=lambda delivery: delivery.sequence)
+        if await self._settlement.nak_in_order([delivery.reply for delivery in held]):
+            for delivery in held:
+                self._mailbox.release(delivery)
+        try:
+            await _call(actor.on_stop, actor.on_stop)
+        except Exception:  # noqa: BLE001, user code may raise anything, and the stop goes on
+            _log.exception("on_stop failed")
+        await connection.close(self._client)
+        if self._mailbox.is_empty():
+            self._file.remove()
+        _log.info("drained", given_back=len(held))
+
+    def _deliver(self, message: Msg) -> None:
+        delivery_count, sequence, timestamp = parse_ack_subject(message.reply)
+        self._status.count("received")
+        if delivery_count > 1:
+            self._status.count("redelivered")
+        held = self._mailbox.get(sequence)
+        if held is not None:
+            # The server gave up waiting for us, as after a long loss of the connection; we still have it.
+            held.reply = message.reply
+            held.delivery_count = delivery_count
+            return
+        now = boottime()
+        delivery = HeldDelivery(
+            stream=self._start.spec.stream,
+            subject=message.subject,
+            reply=message.reply,
+            body=message.data,
+            headers=message.headers,
+            sequence=sequence,
+            delivery_count=delivery_count,
+            timestamp=timestamp,
+            slot=self._ledger.hold(sequence, delivery_count, now),
+            extended_at=now,
+        )
+        self._mailbox.add(delivery)
+        self._pipeline.prepare(delivery)
+        self._lanes.add(delivery)
+
+    async def _recover_order(self) -> None:
+        """Have a sole owner's lost deliveries come again at once and in order, before anything newer.
+
+        What was on its way to a dead process or connection is in no mailbox; the server would deliver it
+        after `ack_wait`, behind newer events of its key. What is done but still pending lost its ack.
+        """
+        if not self._options.is_sole_owner:
+            return
+        assert self._client is not None
+        spec = self._start.spec
+        info = await api.consumer_info(self._client, spec.stream, spec.durable)
+        if info is None or info["num_ack_pending"] == 0:
+            return
+        done = set(self._ledger.done_sequences())
+        lost = []
+        for sequence in range(info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"] + 1):
+            if self._mailbox.get(sequence) is not None:
+                continue
+            reply = ack_subject(spec.stream, spec.durable, 1, sequence)
+            if sequence in done:
+                await self._settlement.ack(reply)
+            else:
+                lost.append(reply)
+        if not await self._settlement.nak_in_order(lost):
+            raise BrokerError("lost deliveries could not be recovered")
+
+    async def _beat(self) -> None:
+        while True:
+            self._status.beat()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _extend(self) -> None:
+        """Begin the `ack_wait` of everything held anew, each third of it."""
+        third = self._options.ack_wait_seconds / 3
+        while True:
+            await asyncio.sleep(third / 2)
+            if self._client is None or not self._client.is_connected:
+                continue
+            now = boottime()
+            for delivery in self._mailbox:
+                if (
+                    now - delivery.extended_at >= third / 2
+                    and self._mailbox.get(delivery.sequence) is delivery
+                ):
+                    await self._settlement.in_progress(delivery.reply)
+                    delivery.extended_at = now
+                    self._ledger.extend(delivery.slot, now)
+
+    def _on_connection(self, state: str) -> None:
+        self._status.gauge("connected", int(state == "connected"))
+        if state == "closed" and not self._draining:
+            self._fail(BrokerError("the broker connection is closed for good"))
+        elif state == "connected" and self._prepared:
+            self._subscription.reconnected()
+
+    def _on_mode(self, mode: Mode, breaker: str) -> None:
+        if mode is Mode.NONE:
+            self._subscription.pause()
+            self._status.state(CellState.PAUSED, f"circuit breaker {breaker} is open")
+            _log.info("paused", breaker=breaker)
+        elif mode is Mode.TRIAL:
+            self._subscription.resume()
+        else:
+            self._status.state(CellState.DRAINING if self._draining else CellState.UP)
+            _log.info("resumed")
+
+    def _halt(self, error: str) -> None:
+        self._lanes.halt()
+        self._subscription.pause()
+        reason = f"too many deliveries in a row can't be read, the last because: {error}"
+        self._status.state(CellState.PAUSED, reason)
+        _log.error("paused", reason=reason)
+
+    def _fail(self, error: BrokerError) -> None:
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+
+async def _call(call: Callable[[], Awaitable[None] | None], hook: Callable[..., Any]) -> None:
+    """Run a user's hook: in the event loop if it is a coroutine function, else in a thread."""
+    if inspect.iscoroutinefunction(hook):
+        result = call()
+        assert result is not None
+        await result
+    else:
+        await asyncio.to_thread(call)

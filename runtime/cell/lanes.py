@@ -1,0 +1,242 @@
+"""Lanes: which delivery is handled next.
+
+Deliveries of one key go one at a time and in stream order; different keys, and deliveries without a key,
+go side by side up to the actor's concurrency. A delivery that is to be tried again in place keeps its key
+shut and nothing else. While a circuit breaker is open the lanes rest; then one delivery at a time is let
+through as a trial, a different one each time, until the breaker has closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+
+import msgspec
+
+from understudy.runtime.cell.deadline import Deadline
+from understudy.runtime.cell.delivery import HeldDelivery
+
+# Handlers that never wait would starve the connection's reader; this many may follow each other.
+BURST = 64
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """The delivery needs nothing more."""
+
+
+class Again(msgspec.Struct, frozen=True):
+    """The delivery is to be handled again in place, its key shut until then.
+
+    Args:
+        delay_seconds: when; infinite parks it.
+    """
+
+    delay_seconds: float
+
+
+class Held(msgspec.Struct, frozen=True):
+    """The delivery waits for an open breaker.
+
+    Args:
+        breaker: its name.
+        retry_after_seconds: when it may let a trial through.
+    """
+
+    breaker: str
+    retry_after_seconds: float
+
+
+Outcome = Settled | Again | Held
+SETTLED = Settled()
+
+
+class Mode(enum.Enum):
+    """What the breakers let through."""
+
+    ALL = "all"
+    TRIAL = "trial"
+    NONE = "none"
+
+
+class Lanes:
+    """Runs `handle` on deliveries, in the order that the module describes.
+
+    Args:
+        concurrency: how many deliveries may be handled at once.
+        hang_timeout_seconds: how long past its timeout a handler may still run, see `Deadline`.
+        handle: handles a delivery; must not raise.
+        breakers_closed: whether every breaker of the cell lets all calls through.
+        mode_changed: called when the breakers' mode changes, with the breaker's name if it is open.
+    """
+
+    def __init__(
+        self,
+        *,
+        concurrency: int,
+        hang_timeout_seconds: float,
+        handle: Callable[[HeldDelivery, Deadline], Awaitable[Outcome]],
+        breakers_closed: Callable[[], bool],
+        mode_changed: Callable[[Mode, str], None],
+    ) -> None:
+        self._concurrency = concurrency
+        self._hang_timeout_seconds = hang_timeout_seconds
+        self._handle = handle
+        self._breakers_closed = breakers_closed
+        self._mode_changed = mode_changed
+        self._ready: deque[HeldDelivery] = deque()
+        self._behind: dict[Hashable, deque[HeldDelivery]] = {}
+        self._held: deque[HeldDelivery] = deque()
+        self._mode = Mode.ALL
+        self._running = 0
+        self._stopping = False
+        self._halted = False
+        self._sleepers: deque[asyncio.Future[None]] = deque()
+        self._quiet = asyncio.Event()
+        self._workers: list[asyncio.Task[None]] = []
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    @property
+    def workers(self) -> list[asyncio.Task[None]]:
+        """The workers' tasks; they end only by failing or by `stop`."""
+        return self._workers
+
+    def start(self) -> None:
+        """Start as many workers as the concurrency says."""
+        self._workers = [
+            asyncio.create_task(self._work(), name=f"understudy-lane-{number}")
+            for number in range(self._concurrency)
+        ]
+
+    def add(self, delivery: HeldDelivery) -> None:
+        """Take a delivery in; deliveries come in stream order."""
+        if delivery.key is not None:
+            behind = self._behind.get(delivery.key)
+            if behind is not None:
+                behind.append(delivery)
+                return
+            self._behind[delivery.key] = deque()
+        self._ready.append(delivery)
+        self._wake()
+
+    def halt(self) -> None:
+        """Begin nothing more until the cell is started anew; what is held stays held."""
+        self._halted = True
+
+    async def quiet(self) -> None:
+        """Wait until nothing runs and nothing is ready to."""
+        while self._running or (self._ready and self._mode is Mode.ALL and not self._halted):
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    async def stop(self) -> None:
+        """Begin nothing more, and return when what runs has finished."""
+        self._stopping = True
+        for timer in self._timers:
+            timer.cancel()
+        self._wake_all()
+        if self._workers:
+            await asyncio.wait(self._workers)
+
+    async def _work(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        deadline = Deadline(task, self._hang_timeout_seconds)
+        burst = 0
+        while not self._stopping:
+            delivery = self._take()
+            if delivery is None:
+                burst = 0
+                sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._sleepers.append(sleeper)
+                await sleeper
+                continue
+            self._running += 1
+            outcome = await self._handle(delivery, deadline)
+            self._running -= 1
+            self._finish(delivery, outcome)
+            burst += 1
+            if burst >= BURST:
+                burst = 0
+                await asyncio.sleep(0)
+
+    def _take(self) -> HeldDelivery | None:
+        if self._halted:
+            return None
+        if self._mode is not Mode.ALL:
+            if self._mode is Mode.NONE or self._running:
+                return None
+            if self._held:
+                return self._held.popleft()
+        return self._ready.popleft() if self._ready else None
+
+    def _finish(self, delivery: HeldDelivery, outcome: Outcome) -> None:
+        if isinstance(outcome, Settled):
+            self._next_of_key(delivery)
+        elif isinstance(outcome, Again):
+            self._later(outcome.delay_seconds, lambda: self._ready.appendleft(delivery))
+        else:
+            self._held.append(delivery)
+            self._shut(outcome)
+        if self._mode is Mode.TRIAL:
+            if self._breakers_closed():
+                self._open()
+            else:
+                self._wake()
+        if self._running == 0:
+            self._quiet.set()
+
+    def _next_of_key(self, delivery: HeldDelivery) -> None:
+        if delivery.key is None:
+            return
+        behind = self._behind[delivery.key]
+        if behind:
+            self._ready.append(behind.popleft())
+            self._wake()
+        else:
+            del self._behind[delivery.key]
+
+    def _shut(self, outcome: Held) -> None:
+        if self._mode is Mode.NONE:
+            return
+        self._mode = Mode.NONE
+        self._mode_changed(Mode.NONE, outcome.breaker)
+        self._later(outcome.retry_after_seconds, self._try)
+
+    def _try(self) -> None:
+        self._mode = Mode.TRIAL
+        self._mode_changed(Mode.TRIAL, "")
+
+    def _open(self) -> None:
+        self._mode = Mode.ALL
+        self._ready.extendleft(sorted(self._held, key=lambda delivery: delivery.sequence, reverse=True))
+        self._held.clear()
+        self._mode_changed(Mode.ALL, "")
+        self._wake_all()
+
+    def _later(self, delay_seconds: float, action: Callable[[], None]) -> None:
+        if math.isinf(delay_seconds) or self._stopping:
+            return
+
+        def run() -> None:
+            self._timers.discard(timer)
+            action()
+            self._wake()
+
+        timer = asyncio.get_running_loop().call_later(delay_seconds, run)
+        self._timers.add(timer)
+
+    def _wake(self) -> None:
+        while self._sleepers:
+            sleeper = self._sleepers.popleft()
+            if not sleeper.done():
+                sleeper.set_result(None)
+                return
+
+    def _wake_all(self) -> None:
+        while self._sleepers:
+            sleeper = self._sleepers.popleft()
+            if not sleeper.done():
+                sleeper.set_result(None)

@@ -1,0 +1,82 @@
+"""The bounded mailbox: every delivery that the cell has and has not settled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from understudy.actors.policies import Mailbox as MailboxPolicy
+from understudy.runtime.cell.cellfile import Ledger, Status
+from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.jetstream.direct import StoredMessage
+
+
+class Mailbox:
+    """Counts what is held against its bounds, and keeps the ledger and the gauges in step.
+
+    A delivery stays in it while it waits, is handled, waits to be tried again in place, or is held by an
+    open breaker; it leaves when it is settled, and only then is there room for another.
+    """
+
+    def __init__(self, policy: MailboxPolicy, ledger: Ledger, status: Status) -> None:
+        self._policy = policy
+        self._ledger = ledger
+        self._status = status
+        self._held: dict[int, HeldDelivery] = {}
+        self._bytes = 0
+
+    def __iter__(self) -> Iterator[HeldDelivery]:
+        """Go through everything held, in the order of arrival."""
+        return iter(tuple(self._held.values()))
+
+    def __len__(self) -> int:
+        """Return how many deliveries are held."""
+        return len(self._held)
+
+    def get(self, sequence: int) -> HeldDelivery | None:
+        """Return the held delivery of a stream sequence, if there is one."""
+        return self._held.get(sequence)
+
+    def add(self, delivery: HeldDelivery) -> None:
+        """Hold a delivery that is in the ledger."""
+        self._held[delivery.sequence] = delivery
+        self._bytes += len(delivery.body)
+        self._status.gauge("held", len(self._held))
+
+    def fill(self, delivery: HeldDelivery, stored: StoredMessage) -> None:
+        """Give a delivery that was taken over its subject, body and headers."""
+        delivery.subject = stored.subject
+        delivery.body = stored.body
+        delivery.headers = stored.headers
+        delivery.timestamp = stored.timestamp
+        self._bytes += len(delivery.body)
+
+    def done(self, delivery: HeldDelivery) -> None:
+        """Let go of a delivery that only its ack is missing for."""
+        self._remove(delivery)
+        self._ledger.done(delivery.slot)
+
+    def release(self, delivery: HeldDelivery) -> None:
+        """Let go of a delivery that is given back to the server."""
+        self._remove(delivery)
+        self._ledger.release(delivery.slot)
+
+    def _remove(self, delivery: HeldDelivery) -> None:
+        del self._held[delivery.sequence]
+        self._bytes -= len(delivery.body)
+        self._status.gauge("held", len(self._held))
+
+    def free(self) -> int:
+        """Return how many more messages it can hold."""
+        return self._policy.capacity - len(self._held)
+
+    def free_bytes(self) -> int:
+        """Return how many more bytes it can hold."""
+        return self._policy.max_bytes - self._bytes
+
+    def capacity(self) -> int:
+        """Return how many messages it holds at most."""
+        return self._policy.capacity
+
+    def is_empty(self) -> bool:
+        """Return whether it holds nothing."""
+        return not self._held

@@ -1,0 +1,344 @@
+"""From a delivery to its settlement: decode, run the handler, publish, then ack, nak or dead-letter.
+
+What happens when is the table of DESIGN.md §4, one method a row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from understudy.actors.actor import Actor, ActorSpec
+from understudy.actors.errors import BrokerError, CircuitOpen, DecodeError, PublishError, UnderstudyError
+from understudy.actors.handlers import HandlerSpec
+from understudy.actors.outcomes import Reject, Retry
+from understudy.runtime.breakers import Breakers
+from understudy.runtime.cell.cellfile import Identity, Ledger, Status
+from understudy.runtime.cell.context import CellContext
+from understudy.runtime.cell.deadline import Deadline
+from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.lanes import SETTLED, Again, Held, Outcome
+from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.cell.outputs import Outputs, returned_events
+from understudy.runtime.jetstream import dead_letters
+from understudy.runtime.jetstream.dead_letters import DeadLetter
+from understudy.runtime.jetstream.publisher import PublishWindow
+from understudy.runtime.jetstream.settlement import Settlement
+from understudy.runtime.stores.attempts import MAX_ERROR_CHARACTERS, NONE, Attempts, AttemptStore
+from understudy.runtime.telemetry.trace import current_trace
+
+NO_HANDLER_DELAY_SECONDS = 30.0
+BROKER_RETRY_SECONDS = 1.0
+# A bad deploy must not empty the backlog into the dead letters.
+MAX_CONSECUTIVE_UNDECODABLE = 100
+
+
+class Broker(Protocol):
+    """What the pipeline needs of the connection."""
+
+    @property
+    def max_payload(self) -> int:
+        """The server's bound on a message, in bytes."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands."""
+
+
+class Pipeline:
+    """Handles one delivery at a time per lane; never raises.
+
+    Args:
+        actor: the user's instance.
+        spec: its declaration, options overridden.
+        identity: whose deliveries these are.
+        broker, window, settlement, attempts: the data path.
+        mailbox, ledger, status: what the cell holds and says.
+        breakers: the cell's.
+        settled: called when the mailbox has room again.
+        undecodable: called when too many deliveries in a row could not be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        actor: Actor,
+        spec: ActorSpec,
+        identity: Identity,
+        broker: Broker,
+        window: PublishWindow,
+        settlement: Settlement,
+        attempts: AttemptStore,
+        mailbox: Mailbox,
+        ledger: Ledger,
+        status: Status,
+        breakers: Breakers,
+        settled: Callable[[], None],
+        undecodable: Callable[[str], None],
+    ) -> None:
+        self._actor = actor
+        self._spec = spec
+        self._identity = identity
+        self._broker = broker
+        self._window = window
+        self._settlement = settlement
+        self._attempts = attempts
+        self._mailbox = mailbox
+        self._ledger = ledger
+        self._status = status
+        self._breakers = breakers
+        self._settled = settled
+        self._undecodable = undecodable
+        self._undecodable_in_a_row = 0
+        self._id_prefix = f"{identity.durable}.{identity.stream_created}"
+        self._source = f"{identity.app}/{identity.actor}"
+        self._key = spec.options.key_function()
+        self._routes: dict[str, HandlerSpec | None] = {}
+        self._methods: dict[str, Callable[..., Any]] = {
+            handler.method: getattr(actor, handler.method) for handler in spec.handlers
+        }
+        self._threads = ThreadPoolExecutor(spec.options.concurrency, thread_name_prefix="handler")
+        self._log = structlog.get_logger("understudy.actor")
+        self._warned_subjects: set[str] = set()
+
+    def prepare(self, delivery: HeldDelivery) -> None:
+        """Find the delivery's handler and, for an actor that keeps an order, its key; never raises."""
+        delivery.handler = self._route(delivery.subject)
+        if self._spec.options.ordered:
+            delivery.key = ()
+        elif self._key is not None and delivery.handler is not None:
+            try:
+                delivery.event = self._decode(delivery, delivery.handler)
+                key = self._key(delivery.event)
+                hash(key)
+                # None stands for no key, so that a key of None is wrapped.
+                delivery.key = (key,)
+            except DecodeError as error:
+                delivery.decode_error = error
+            except Exception as error:  # noqa: BLE001, a user's key function may raise anything
+                delivery.decode_error = DecodeError(f"the key can't be computed: {_text(error)}")
+
+    async def handle(self, delivery: HeldDelivery, deadline: Deadline) -> Outcome:
+        """Handle a delivery and settle it, or say why it stays."""
+        current_trace.set(delivery)
+        try:
+            return await self._handle(delivery, deadline)
+        except BrokerError as error:
+            # The store of attempts doesn't answer: nothing is counted and nothing is lost.
+            self._log.warning("delivery postponed", error=str(error), sequence=delivery.sequence)
+            return Again(BROKER_RETRY_SECONDS)
+        finally:
+            current_trace.set(None)
+
+    async def dead_letter(self, delivery: HeldDelivery, reason: str, error: str) -> Outcome:
+        """Give a delivery up: store it, confirmed, and only then terminate it.
+
+        Args:
+            delivery: what is given up.
+            reason: `undecodable`, `rejected`, `exhausted` or `crashed`.
+            error: the last failure's text.
+        """
+        attempts = delivery.attempts or NONE
+        letter = DeadLetter(
+            app=self._identity.app,
+            actor=self._identity.actor,
+            durable=self._identity.durable,
+            stream=delivery.stream,
+            stream_created=self._identity.stream_created,
+            subject=delivery.subject,
+            sequence=delivery.sequence,
+            body=delivery.body,
+            headers=delivery.headers,
+            reason=reason,
+            error=error,
+            attempts=attempts.failed,
+            trace_id=delivery.trace_id,
+        )
+        try:
+            await dead_letters.write(self._window, letter, self._broker.max_payload)
+        except PublishError as unwritten:
+            self._log.error(
+                "dead letter can't be written",
+                sequence=delivery.sequence,
+                reason=reason,
+                error=error,
+                dead_letter_error=str(unwritten),
+            )
+            return await self._retry(delivery, self._spec.options.retry.max_delay_seconds)
+        self._log.warning(
+            "dead letter",
+            reason=reason,
+            error=error,
+            subject=delivery.subject,
+            sequence=delivery.sequence,
+            attempts=attempts.failed,
+        )
+        self._status.count("dead_lettered")
+        self._mailbox.done(delivery)
+        await self._settlement.term(delivery.reply, reason)
+        self._settled()
+        return SETTLED
+
+    def close(self) -> None:
+        """Let go of the threads; one that still runs is left to the end of the process."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _handle(self, delivery: HeldDelivery, deadline: Deadline) -> Outcome:
+        handler = delivery.handler
+        if handler is None:
+            return await self._no_handler(delivery)
+        if delivery.attempts is None:
+            first = delivery.delivery_count <= 1
+            delivery.attempts = NONE if first else await self._attempts.read(delivery.sequence)
+        event = delivery.event
+        if event is None:
+            try:
+                if delivery.decode_error is not None:
+                    raise delivery.decode_error
+                event = self._decode(delivery, handler)
+            except DecodeError as error:
+                return await self._unreadable(delivery, str(error))
+        self._undecodable_in_a_row = 0
+        outputs = Outputs(self._window, delivery, self._id_prefix, self._source)
+        context = CellContext(delivery, self._breakers, self._log, outputs.send)
+        self._ledger.handling(delivery.slot)
+        try:
+            result = await self._run(handler, event, context, deadline)
+            for collected, subject in context.collected:
+                await outputs.send(collected, subject)
+            for returned in returned_events(result):
+                await outputs.send(returned)
+        except Exception as error:  # noqa: BLE001, a handler may raise anything, and that is what retries are for
+            self._ledger.held(delivery.slot)
+            return await self._failed(delivery, handler, context, error)
+        self._status.count("handled")
+        self._mailbox.done(delivery)
+        await self._settlement.ack(delivery.reply)
+        self._status.count("acked")
+        self._settled()
+        return SETTLED
+
+    async def _run(self, handler: HandlerSpec, event: Any, context: CellContext, deadline: Deadline) -> Any:
+        method = self._methods[handler.method]
+        arguments = (event, context) if handler.wants_context else (event,)
+        seconds = self._spec.options.handler_timeout_seconds
+        deadline.arm(seconds, cancels=handler.is_async, name=handler.method)
+        try:
+            if handler.is_async:
+                return await method(*arguments)
+            return await self._in_thread(method, arguments)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None
+            if not task.cancelling():
+                raise RuntimeError(f"{handler.method} let a cancellation of its own escape") from None
+            if not deadline.expired:
+                raise
+            task.uncancel()
+            raise TimeoutError(
+                f"{handler.method} ran longer than handler_timeout_seconds ({seconds:g} s)"
+            ) from None
+        finally:
+            deadline.disarm()
+
+    def _in_thread(self, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Awaitable[Any]:
+        context = contextvars.copy_context()
+        return asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: context.run(method, *arguments)
+        )
+
+    def _route(self, subject: str) -> HandlerSpec | None:
+        try:
+            return self._routes[subject]
+        except KeyError:
+            handler = self._spec.route(subject)
+            # Subjects may be made from data; only so many are remembered.
+            if len(self._routes) >= 1024:
+                self._routes.clear()
+            self._routes[subject] = handler
+            return handler
+
+    def _decode(self, delivery: HeldDelivery, handler: HandlerSpec) -> Any:
+        return handler.decode(delivery.body, delivery.headers.get("Content-Type"), delivery.subject)
+
+    async def _no_handler(self, delivery: HeldDelivery) -> Outcome:
+        # Another version of the app may have one, so it isn't counted.
+        if delivery.subject not in self._warned_subjects and len(self._warned_subjects) < 1024:
+            self._warned_subjects.add(delivery.subject)
+            self._log.warning(
+                "no handler for this subject", subject=delivery.subject, sequence=delivery.sequence
+            )
+        return await self._retry(delivery, NO_HANDLER_DELAY_SECONDS)
+
+    async def _unreadable(self, delivery: HeldDelivery, error: str) -> Outcome:
+        self._undecodable_in_a_row += 1
+        if self._undecodable_in_a_row >= MAX_CONSECUTIVE_UNDECODABLE:
+            self._undecodable(error)
+            return Again(float("inf"))
+        return await self.dead_letter(delivery, "undecodable", error)
+
+    async def _failed(
+        self, delivery: HeldDelivery, handler: HandlerSpec, context: CellContext, error: Exception
+    ) -> Outcome:
+        # The next run decodes anew: a handler may have changed an untyped event.
+        delivery.event = None
+        held = error if isinstance(error, CircuitOpen) else context.failed_trial
+        if held is not None:
+            return Held(held.breaker, held.retry_after_seconds)
+        if isinstance(error, Reject):
+            return await self.dead_letter(delivery, "rejected", str(error))
+        if isinstance(error, PublishError) and not self._broker.is_connected:
+            raise error
+        previous = delivery.attempts or NONE
+        delivery.attempts = msgspec.structs.replace(
+            previous, failed=previous.failed + 1, error=_text(error)[:MAX_ERROR_CHARACTERS]
+        )
+        self._status.count("failed")
+        policy = self._spec.options.retry
+        explicit = error.delay_seconds if isinstance(error, Retry) else None
+        if delivery.attempts.failed >= policy.max_attempts:
+            return await self.dead_letter(delivery, "exhausted", delivery.attempts.error)
+        delay = (
+            policy.delay_seconds(delivery.attempts.failed, random.random()) if explicit is None else explicit
+        )
+        expected = isinstance(error, Retry | UnderstudyError)
+        self._log.warning(
+            "handler failed",
+            handler=handler.method,
+            error=delivery.attempts.error,
+            subject=delivery.subject,
+            sequence=delivery.sequence,
+            attempt=delivery.attempts.failed,
+            max_attempts=policy.max_attempts,
+            retry_in_seconds=round(delay, 3),
+            exc_info=None if expected else error,
+        )
+        await self._record(delivery.sequence, delivery.attempts)
+        if self._spec.options.on_failure == "block":
+            return Again(delay)
+        return await self._retry(delivery, delay)
+
+    async def _record(self, sequence: int, attempts: Attempts) -> None:
+        try:
+            await self._attempts.write(sequence, attempts)
+        except BrokerError as error:
+            # The delivery comes back all the same, with this attempt uncounted.
+            self._log.warning("attempt not recorded", sequence=sequence, error=str(error))
+
+    async def _retry(self, delivery: HeldDelivery, delay_seconds: float) -> Outcome:
+        self._status.count("retried")
+        self._mailbox.release(delivery)
+        await self._settlement.nak(delivery.reply, delay_seconds)
+        self._settled()
+        return SETTLED
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

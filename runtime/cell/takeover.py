@@ -1,0 +1,191 @@
+"""Takeover: a replacement goes on with what a dead cell held, without giving it back to the server.
+
+What is `done` is acked again, in case the ack died in a socket buffer. The rest is extended at once, entered
+into the new ledger, read back from the stream by sequence, and handled in stream order. What a cell was
+handling when it died of itself is suspect: counted, handled alone, and dead-lettered after `max_crashes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+from nats.aio.client import Client
+
+from understudy.runtime.cell.cellfile import (
+    CellFileError,
+    DeadCellFile,
+    Entry,
+    Identity,
+    Ledger,
+    SlotState,
+    Status,
+    boottime,
+)
+from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.jetstream.direct import read_message
+from understudy.runtime.jetstream.settlement import Settlement, ack_subject
+from understudy.runtime.stores.attempts import AttemptStore
+
+_log = structlog.get_logger("understudy.takeover")
+
+
+class TakenOver(msgspec.Struct, frozen=True):
+    """What a takeover brought.
+
+    Args:
+        suspects: what was being handled when the cell died, in stream order; crashes are counted.
+        held: the rest, in stream order.
+    """
+
+    suspects: list[HeldDelivery]
+    held: list[HeldDelivery]
+
+
+class Takeover:
+    """Takes over what earlier generations left.
+
+    Args:
+        client, settlement, attempts: the data path.
+        identity: ours, with the creation times of stream and consumer.
+        allow_direct: whether the stream answers direct gets.
+        mailbox, ledger, status: what the cell holds and says.
+        ack_wait_seconds: what is older than this is left to the server, which delivers it again.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: Client,
+        settlement: Settlement,
+        attempts: AttemptStore,
+        identity: Identity,
+        allow_direct: bool,
+        mailbox: Mailbox,
+        ledger: Ledger,
+        status: Status,
+        ack_wait_seconds: float,
+    ) -> None:
+        self._client = client
+        self._settlement = settlement
+        self._attempts = attempts
+        self._identity = identity
+        self._allow_direct = allow_direct
+        self._mailbox = mailbox
+        self._ledger = ledger
+        self._status = status
+        self._ack_wait_seconds = ack_wait_seconds
+
+    async def run(self, paths: Sequence[Path], *, crashed: bool, reason: str) -> TakenOver:
+        """Take over every file whose owner is dead.
+
+        Args:
+            paths: cell files of other generations.
+            crashed: whether the last owner died of itself, so that what it was handling is suspect.
+            reason: how it ended, for the record of suspects.
+
+        Raises:
+            BrokerError: the server did not answer; the files are still there.
+        """
+        files = self._claim(paths)
+        claimed: dict[int, HeldDelivery] = {}
+        handling: set[int] = set()
+        for file in files:
+            # A death that no supervisor saw says nothing about what was being handled.
+            ours = crashed and file.identity.run_id == self._identity.run_id
+            for entry in file.entries:
+                if boottime() - entry.extended_at >= self._ack_wait_seconds:
+                    continue
+                if entry.state is SlotState.DONE:
+                    await self._settlement.ack(self._reply(entry))
+                elif entry.sequence not in claimed:
+                    await self._claim_entry(entry, claimed)
+                    if ours and entry.state is SlotState.HANDLING:
+                        handling.add(entry.sequence)
+        # The server must have the extensions before anything that takes time is done.
+        await self._client.flush()
+        for file in files:
+            file.discard()
+        suspects: list[HeldDelivery] = []
+        held: list[HeldDelivery] = []
+        for sequence in sorted(claimed):
+            delivery = claimed[sequence]
+            if not await self._read_back(delivery):
+                continue
+            delivery.attempts = await self._attempts.read(sequence)
+            if sequence in handling:
+                delivery.attempts = msgspec.structs.replace(
+                    delivery.attempts, crashes=delivery.attempts.crashes + 1, error=reason
+                )
+                await self._attempts.write(sequence, delivery.attempts)
+                suspects.append(delivery)
+            else:
+                held.append(delivery)
+        if suspects or held:
+            _log.info("took over", suspects=len(suspects), held=len(held), reason=reason)
+        self._status.count("taken_over", len(suspects) + len(held))
+        return TakenOver(suspects, held)
+
+    def _claim(self, paths: Sequence[Path]) -> list[DeadCellFile]:
+        files = []
+        for path in paths:
+            try:
+                file = DeadCellFile.claim(path)
+            except CellFileError as error:
+                # Torn at birth: its cell died before it held anything.
+                _log.warning("cell file discarded", file=path.name, error=str(error))
+                path.unlink(missing_ok=True)
+                continue
+            if file is None:
+                continue
+            if not file.identity.same_consumer(self._identity):
+                if file.identity.stream_created:
+                    _log.info("cell file discarded: it is of another consumer", file=path.name)
+                file.discard()
+                continue
+            files.append(file)
+        return files
+
+    async def _claim_entry(self, entry: Entry, claimed: dict[int, HeldDelivery]) -> None:
+        reply = self._reply(entry)
+        if self._mailbox.free() <= 0:
+            # More than one dead cell's worth: the rest goes back to the server at once.
+            await self._settlement.nak(reply)
+            return
+        now = boottime()
+        await self._settlement.in_progress(reply)
+        delivery = HeldDelivery(
+            stream=self._identity.stream,
+            subject="",
+            reply=reply,
+            body=b"",
+            headers=None,
+            sequence=entry.sequence,
+            delivery_count=entry.delivery_count,
+            timestamp=0,
+            slot=self._ledger.hold(entry.sequence, entry.delivery_count, now),
+            extended_at=now,
+        )
+        self._mailbox.add(delivery)
+        claimed[entry.sequence] = delivery
+
+    async def _read_back(self, delivery: HeldDelivery) -> bool:
+        stored = await read_message(
+            self._client, delivery.stream, delivery.sequence, allow_direct=self._allow_direct
+        )
+        if stored is None:
+            # Deleted or expired meanwhile: there is nothing left to handle.
+            _log.warning("held message is no longer in the stream", sequence=delivery.sequence)
+            self._mailbox.done(delivery)
+            await self._settlement.ack(delivery.reply)
+            return False
+        self._mailbox.fill(delivery, stored)
+        return True
+
+    def _reply(self, entry: Entry) -> str:
+        return ack_subject(
+            self._identity.stream, self._identity.durable, entry.delivery_count, entry.sequence
+        )

@@ -1,0 +1,84 @@
+"""JetStream's management API: JSON requests and answers, as ADR-1 and the server's API describe them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+
+from understudy.actors.errors import BrokerError, BrokerUnreachable
+
+REQUEST_TIMEOUT_SECONDS = 5.0
+NOT_FOUND = 404
+
+
+class ApiError(BrokerError):
+    """JetStream answered with an error.
+
+    Attributes:
+        code: HTTP-like status.
+        error_code: JetStream's own number.
+        description: the server's words.
+    """
+
+    def __init__(self, subject: str, code: int, error_code: int, description: str) -> None:
+        super().__init__(f"{description} ({error_code}, {subject})")
+        self.code = code
+        self.error_code = error_code
+        self.description = description
+
+
+async def request(client: Client, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ask JetStream's API.
+
+    Args:
+        client: a connection.
+        subject: what follows `$JS.API.`.
+        body: sent as JSON.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ApiError: the answer is an error.
+        BrokerUnreachable: no answer, or JetStream isn't enabled.
+    """
+    payload = b"" if body is None else json.dumps(body).encode()
+    try:
+        message = await client.request(f"$JS.API.{subject}", payload, timeout=REQUEST_TIMEOUT_SECONDS)
+    except nats.errors.NoRespondersError as error:
+        raise BrokerUnreachable(
+            "the broker has no JetStream: start nats-server with -js, or use an account that has it"
+        ) from error
+    except (nats.errors.Error, TimeoutError) as error:
+        raise BrokerUnreachable(
+            f"JetStream did not answer {subject}: {str(error) or type(error).__name__}"
+        ) from error
+    answer: dict[str, Any] = json.loads(message.data)
+    failure = answer.get("error")
+    if failure is not None:
+        raise ApiError(
+            subject, failure.get("code", 0), failure.get("err_code", 0), failure.get("description", "")
+        )
+    return answer
+
+
+async def stream_info(client: Client, stream: str) -> dict[str, Any] | None:
+    """Return the server's description of a stream, or None if there is none."""
+    return await _found(client, f"STREAM.INFO.{stream}")
+
+
+async def consumer_info(client: Client, stream: str, durable: str) -> dict[str, Any] | None:
+    """Return the server's description of a durable consumer, or None if there is none."""
+    return await _found(client, f"CONSUMER.INFO.{stream}.{durable}")
+
+
+async def _found(client: Client, subject: str) -> dict[str, Any] | None:
+    try:
+        return await request(client, subject)
+    except ApiError as error:
+        if error.code == NOT_FOUND:
+            return None
+        raise

@@ -1,0 +1,162 @@
+"""One connection to the broker: fails fast at first, then reconnects for ever with jittered backoff."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nats
+import nats.errors
+import structlog
+from nats.aio.client import Client, Server
+
+from understudy.actors.errors import BrokerRefused, BrokerUnreachable, ConfigurationError
+from understudy.config.connection import ConnectionSpec, redact_url
+
+MAX_RECONNECT_DELAY_SECONDS = 5.0
+_log = structlog.get_logger("understudy.connection")
+
+
+async def connect(
+    connection: ConnectionSpec, *, name: str, on_state: Callable[[str], None] | None = None
+) -> Client:
+    """Connect to the first server that answers.
+
+    Args:
+        connection: addresses and credentials.
+        name: what the server's monitoring shows for this connection.
+        on_state: called in the event loop with `connected` after each reconnect, `disconnected` when the
+            connection is lost, `closed` when it ended for good; may not block.
+
+    Returns:
+        A connection that from now on reconnects for ever.
+
+    Raises:
+        BrokerUnreachable: no server answered within the connect timeout.
+        BrokerRefused: a server answered and turned us away.
+        ConfigurationError: a credentials or TLS file can't be read.
+    """
+    notify = on_state or (lambda _state: None)
+    errors: list[Exception] = []
+    connected = False
+    attempts = 0
+
+    async def on_error(error: Exception) -> None:
+        if connected:
+            _log.warning("broker error", error=str(error) or type(error).__name__)
+        else:
+            errors.append(error)
+
+    async def on_disconnected() -> None:
+        if connected and not client.is_closed:
+            _log.warning("broker connection lost")
+            notify("disconnected")
+
+    async def on_reconnected() -> None:
+        nonlocal attempts
+        attempts = 0
+        _log.info("broker connection restored")
+        notify("connected")
+
+    async def on_closed() -> None:
+        if connected:
+            notify("closed")
+
+    def next_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+        nonlocal attempts
+        ceiling = min(0.05 * 2 ** min(attempts, 10), MAX_RECONNECT_DELAY_SECONDS)
+        attempts += 1
+        return servers[attempts % len(servers)], ceiling * (0.5 + random.random() / 2)
+
+    client = Client()
+    try:
+        await asyncio.wait_for(
+            client.connect(
+                servers=list(connection.servers),
+                name=name,
+                error_cb=on_error,
+                disconnected_cb=on_disconnected,
+                reconnected_cb=on_reconnected,
+                closed_cb=on_closed,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                reconnect_to_server_handler=next_server,
+                connect_timeout=max(1, round(connection.connect_timeout_seconds)),
+                pending_size=8 * 1024 * 1024,
+                ping_interval=20,
+                **_credentials(connection),
+            ),
+            # Each server is tried twice.
+            timeout=2 * connection.connect_timeout_seconds * max(1, len(connection.servers)),
+        )
+    except (OSError, nats.errors.Error, TimeoutError) as error:
+        raise _explain([*errors, error], connection) from error
+    connected = True
+    client.options["max_reconnect_attempts"] = -1
+    return client
+
+
+async def close(client: Client) -> None:
+    """Write out what is pending and close; never waits for a server that is gone.
+
+    nats-py's own `drain` hangs with pull subscriptions, so this flushes and closes.
+    """
+    if client.is_connected:
+        try:
+            await client.flush(timeout=2)
+        except (nats.errors.Error, TimeoutError) as error:
+            _log.warning("broker did not confirm the last flush", error=str(error))
+    await client.close()
+
+
+def _credentials(connection: ConnectionSpec) -> dict[str, Any]:
+    problems = [
+        f"{key}: {path}: no such file"
+        for key, path in (
+            ("nats.credentials", connection.credentials),
+            ("nats.tls_ca", connection.tls_ca),
+            ("nats.tls_cert", connection.tls_cert),
+            ("nats.tls_key", connection.tls_key),
+        )
+        if path is not None and not Path(path).is_file()
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+    arguments: dict[str, Any] = {}
+    if connection.credentials is not None:
+        arguments["user_credentials"] = connection.credentials
+    if connection.user is not None:
+        arguments["user"] = connection.user
+        arguments["password"] = connection.password
+    if connection.token is not None:
+        arguments["token"] = connection.token
+    if connection.tls_ca is not None or connection.tls_cert is not None:
+        try:
+            context = ssl.create_default_context(cafile=connection.tls_ca)
+            if connection.tls_cert is not None:
+                context.load_cert_chain(connection.tls_cert, connection.tls_key)
+        except ssl.SSLError as error:
+            raise ConfigurationError(f"nats.tls: the files can't be used: {error}") from error
+        arguments["tls"] = context
+    return arguments
+
+
+def _explain(errors: list[Exception], connection: ConnectionSpec) -> BrokerUnreachable | BrokerRefused:
+    servers = ", ".join(redact_url(server) for server in connection.servers)
+    for error in errors:
+        text = str(error)
+        if isinstance(error, nats.errors.AuthorizationError) or "authorization" in text.lower():
+            return BrokerRefused(
+                f"the broker at {servers} refused the connection: authorization violation; "
+                "check nats.user and nats.password, nats.token or nats.credentials"
+            )
+        if isinstance(error, ssl.SSLError) or "tls" in text.lower():
+            return BrokerRefused(
+                f"the broker at {servers} refused the connection: {text}; check nats.tls_ca, nats.tls_cert"
+            )
+    cause = next((str(error) for error in errors if str(error)), "no answer")
+    return BrokerUnreachable(f"no broker answers at {servers}: {cause}")

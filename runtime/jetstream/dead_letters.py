@@ -1,0 +1,97 @@
+"""Dead letters: what can't be handled, kept whole in a stream of its own with the reason why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from understudy.runtime.jetstream.envelope import header_bytes
+from understudy.runtime.jetstream.publisher import MAX_HEADER_BYTES, PublishWindow
+
+RENAMED = "Understudy-Original-"
+MAX_ERROR_CHARACTERS = 2000
+# Room for the subject and what the protocol adds, below the server's max_payload.
+_MARGIN_BYTES = 256
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery that is given up.
+
+    Args:
+        app, actor, durable: who gives it up.
+        stream, stream_created, subject, sequence: where it came from.
+        body, headers: the original's.
+        reason: `undecodable`, `rejected`, `exhausted` or `crashed`.
+        error: the last failure's text.
+        attempts: handler runs that failed.
+        trace_id: the trace it belongs to.
+    """
+
+    app: str
+    actor: str
+    durable: str
+    stream: str
+    stream_created: str
+    subject: str
+    sequence: int
+    body: bytes
+    headers: Mapping[str, str]
+    reason: str
+    error: str
+    attempts: int
+    trace_id: str
+
+
+async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> None:
+    """Store a dead letter and return when its stream has confirmed it.
+
+    Args:
+        window: publishes it.
+        letter: what is given up.
+        max_payload: the server's bound, in bytes of body and headers together. Above it the body is left
+            out, and headers over 64 KiB are dropped longest first; both are named in the letter.
+
+    Raises:
+        PublishError: it was not confirmed; the delivery may not be termed.
+    """
+    ours = {
+        "Nats-Msg-Id": f"{letter.durable}.{letter.stream_created}.{letter.sequence}",
+        "Understudy-Reason": letter.reason,
+        "Understudy-Error": _line(letter.error),
+        "Understudy-Stream": letter.stream,
+        "Understudy-Subject": letter.subject,
+        "Understudy-Sequence": str(letter.sequence),
+        "Understudy-Attempts": str(letter.attempts),
+        "Understudy-Actor": letter.actor,
+        "Understudy-Time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "Understudy-Trace-Id": letter.trace_id,
+    }
+    # A copied Nats-Expected-Stream would be refused for ever, a copied id would swallow a second letter.
+    originals = {
+        (RENAMED + name if name.lower().startswith("nats-") else name): value
+        for name, value in letter.headers.items()
+    }
+    limit = min(MAX_HEADER_BYTES, max_payload) - _MARGIN_BYTES
+    dropped: list[str] = []
+    for name in sorted(originals, key=lambda name: len(originals[name]), reverse=True):
+        if (
+            header_bytes({**originals, **ours, "Understudy-Headers-Left-Out": ", ".join([*dropped, name])})
+            <= limit
+        ):
+            break
+        dropped.append(name)
+        del originals[name]
+    if dropped:
+        ours["Understudy-Headers-Left-Out"] = ", ".join(dropped)[:MAX_ERROR_CHARACTERS]
+    body = letter.body
+    headers = {**originals, **ours}
+    if len(body) + header_bytes(headers) + _MARGIN_BYTES > max_payload:
+        headers["Understudy-Body-Left-Out"] = f"{letter.stream} sequence {letter.sequence}"
+        body = b""
+    await window.publish(f"dead-letters.{letter.app}.{letter.actor}", body, headers)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:MAX_ERROR_CHARACTERS]

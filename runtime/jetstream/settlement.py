@@ -1,0 +1,103 @@
+"""Settling deliveries: ack, nak, term, in_progress, by the words that ADR-15 gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+
+CONFIRM_TIMEOUT_SECONDS = 2.0
+_log = structlog.get_logger("understudy.settlement")
+
+
+def ack_subject(stream: str, durable: str, delivery_count: int, sequence: int) -> str:
+    """Return the subject on which a delivery is settled, made anew from what a ledger holds.
+
+    The server goes by the stream sequence alone and accepts zeros for timestamp and pending count.
+    """
+    return f"$JS.ACK.{stream}.{durable}.{delivery_count}.{sequence}.{sequence}.0.0"
+
+
+def parse_ack_subject(reply: str) -> tuple[int, int, int]:
+    """Return delivery count, stream sequence and timestamp (ns since 1970) of a delivery's reply subject.
+
+    Both forms are read: nine tokens, and the longer one with domain and account hash.
+    """
+    tokens = reply.split(".")
+    first = 4 if len(tokens) == 9 else 6
+    return int(tokens[first]), int(tokens[first + 1]), int(tokens[first + 3])
+
+
+class Settlement:
+    """Writes settlements to a connection.
+
+    All but `nak_in_order` are fire and forget: what the server doesn't get, it delivers again, so a broken
+    connection is logged and no reason to fail.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def ack(self, reply: str) -> None:
+        """Say that the delivery is done with."""
+        await self._write(reply, b"")
+
+    async def nak(self, reply: str, delay_seconds: float = 0.0) -> None:
+        """Give the delivery back.
+
+        Args:
+            reply: the delivery's reply subject.
+            delay_seconds: how long the server keeps it before it delivers it again.
+        """
+        await self._write(reply, _nak(delay_seconds))
+
+    async def term(self, reply: str, reason: str) -> None:
+        """Say that the delivery is never to come again.
+
+        Args:
+            reply: the delivery's reply subject.
+            reason: goes into the server's advisory; shortened to one line.
+        """
+        line = " ".join(reason.split())[:200]
+        await self._write(reply, f"+TERM {line}".encode())
+
+    async def in_progress(self, reply: str) -> None:
+        """Begin the delivery's `ack_wait` anew."""
+        await self._write(reply, b"+WPI")
+
+    async def nak_in_order(self, replies: Sequence[str]) -> bool:
+        """Give deliveries back at once, so that the server delivers them again in this order.
+
+        A consumer works off its acks in the order in which one connection sent them, so the last one's
+        confirmation stands for all.
+
+        Args:
+            replies: reply subjects, by ascending stream sequence.
+
+        Returns:
+            Whether the server confirmed it.
+        """
+        if not replies:
+            return True
+        try:
+            for reply in replies[:-1]:
+                await self._client.publish(reply, b"-NAK")
+            await self._client.request(replies[-1], b"-NAK", timeout=CONFIRM_TIMEOUT_SECONDS)
+        except (nats.errors.Error, TimeoutError) as error:
+            _log.warning("naks not confirmed", deliveries=len(replies), error=str(error))
+            return False
+        return True
+
+    async def _write(self, reply: str, body: bytes) -> None:
+        try:
+            await self._client.publish(reply, body)
+        except nats.errors.Error as error:
+            _log.warning("settlement not written", reply=reply, body=body.decode()[:8], error=str(error))
+
+
+def _nak(delay_seconds: float) -> bytes:
+    if delay_seconds <= 0:
+        return b"-NAK"
+    return b'-NAK {"delay": %d}' % round(delay_seconds * 1_000_000_000)

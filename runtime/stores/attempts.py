@@ -1,0 +1,102 @@
+"""How often a delivery failed or took its process with it, in a NATS KV bucket.
+
+The server's own delivery count is no measure, since drains raise it. A record is written on failure,
+before the nak, and read only when a delivery was delivered before.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js.kv import KeyValue
+
+from understudy.actors.errors import BrokerError
+
+
+class Attempts(msgspec.Struct, frozen=True):
+    """What is known of one delivery.
+
+    Args:
+        failed: handler runs that failed.
+        crashes: times its process died while handling it.
+        error: the last failure's text.
+    """
+
+    failed: int = 0
+    crashes: int = 0
+    error: str = ""
+
+
+NONE = Attempts()
+MAX_ERROR_CHARACTERS = 1000
+_decode = msgspec.msgpack.Decoder(Attempts).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class AttemptStore:
+    """The records of one durable's deliveries.
+
+    Args:
+        bucket: the app's bucket, see `AttemptStore.open`.
+        prefix: names durable and incarnation of the stream, so that a recreated stream starts anew.
+    """
+
+    def __init__(self, bucket: KeyValue, prefix: str) -> None:
+        self._bucket = bucket
+        self._prefix = prefix
+
+    @classmethod
+    async def open(cls, client: Client, bucket: str, durable: str, stream_created: str) -> AttemptStore:
+        """Bind to the bucket, which exists.
+
+        Args:
+            client: a connection.
+            bucket: the bucket's name.
+            durable: the consumer.
+            stream_created: the stream's creation time as the server says it.
+
+        Raises:
+            BrokerError: there is no such bucket, or the server did not answer.
+        """
+        try:
+            opened = await client.jetstream().key_value(bucket)
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+            raise BrokerError(
+                f"KV bucket {bucket} can't be opened: {str(error) or type(error).__name__}"
+            ) from error
+        incarnation = "".join(character for character in stream_created if character.isalnum())
+        return cls(opened, f"{durable}.{incarnation}")
+
+    async def read(self, sequence: int) -> Attempts:
+        """Return what is known of a delivery.
+
+        Args:
+            sequence: its stream sequence.
+
+        Raises:
+            BrokerError: the server did not answer.
+        """
+        try:
+            entry = await self._bucket.get(f"{self._prefix}.{sequence}")
+        except nats.js.errors.KeyNotFoundError:
+            return NONE
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+            raise BrokerError(f"the attempts of sequence {sequence} can't be read: {error}") from error
+        return _decode(entry.value) if entry.value else NONE
+
+    async def write(self, sequence: int, attempts: Attempts) -> None:
+        """Record a failure; the record's age starts anew.
+
+        Args:
+            sequence: the delivery's stream sequence.
+            attempts: the new record.
+
+        Raises:
+            BrokerError: the server did not confirm it.
+        """
+        try:
+            await self._bucket.put(f"{self._prefix}.{sequence}", _encode(attempts))
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+            raise BrokerError(f"the attempts of sequence {sequence} can't be written: {error}") from error
