@@ -1,0 +1,63 @@
+# Every chore, one command each; works with GNU make 3.81. `make` alone lists them.
+#
+# The first of them makes a virtual environment: .venv with the first Python of 3.11 or later that is found,
+# or .venv-3.12 and so on with the one that PYTHON names.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-system faults check format bench dev
+
+ifdef PYTHON
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+else
+VENV := .venv
+endif
+BIN := $(VENV)/bin
+# Newer than setup.cfg if what that asks for is installed.
+READY := $(VENV)/.ready
+# More processes than this only compete: each test has a server of its own.
+WORKERS ?= 2
+ARGS ?=
+
+help:
+	@echo "make demo         see it work: real flights, an outage, a kill -9, every count checked"
+	@echo "make test         unit, contract and integration tests"
+	@echo "make test-system  build the wheel, and run tests and demo against it"
+	@echo "make faults       kill every process of a tree, and see what happens"
+	@echo "make check        format, lint, types, direction of imports, packaging"
+	@echo "make bench        measure against a plain nats-py loop"
+	@echo "make dev          only the environment, ready for an editor"
+	@echo "make format       let ruff format and fix"
+	@echo "PYTHON=python3.12 picks the Python, ARGS=... goes to the command"
+
+$(READY): setup.cfg pyproject.toml
+	@sh .ci/environment "$(PYTHON)" "$(VENV)"
+
+demo: $(READY)
+	@$(BIN)/understudy demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/pytest tests/unit $(wildcard tests/contract) tests/integration -n $(WORKERS) $(ARGS)
+
+test-system: $(READY)
+	$(BIN)/pytest tests/system $(ARGS)
+
+faults: $(READY)
+	$(BIN)/pytest tests/faults $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p understudy
+	$(BIN)/mypy tests $(wildcard benchmarks)
+	cd .namespace && ../$(BIN)/lint-imports --config ../.importlinter
+	$(BIN)/pytest -q tests/unit/test_packaging.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+dev: $(READY)
+	@echo "$(VENV) is ready; editors and mypy find the packages under .namespace"
