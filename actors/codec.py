@@ -55,7 +55,7 @@ def decoder(type_: Any) -> Decoder:
             return from_json(data)
         # A field type's own checks can raise anything; a body nested too deeply is a RecursionError.
         except Exception as error:
-            raise DecodeError(_shorten(f"{name}: {_reason(error)}")) from error
+            raise DecodeError(_shorten(f"{name}: {_reason(error, data)}")) from error
 
     return decode
 
@@ -79,7 +79,7 @@ def decode_untyped(data: Body, content_type: str | None) -> Any:
             max_ext_len=size,
         )
     except Exception as error:
-        raise DecodeError(_shorten(f"body: {_reason(error)}")) from error
+        raise DecodeError(_shorten(f"body: {_reason(error, data)}")) from error
 
 
 def _is_json(data: Body, content_type: str | None) -> bool:
@@ -97,7 +97,9 @@ def _refuse_extension(code: int, data: bytes) -> Any:
     raise DecodeError(f"MessagePack extension type {code} ({len(data)} bytes) is not read")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, data: Body | None = None) -> str:
+    if data is not None and len(data) == 0:
+        return "the body is empty"
     if isinstance(error, RecursionError | msgpack.exceptions.StackError):
         return "nested too deeply"
     if isinstance(error, msgpack.exceptions.FormatError):

@@ -1,0 +1,53 @@
+"""Mailbox, RetryPolicy and CircuitBreaker check their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from understudy.actors.errors import DeclarationError
+from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Mailbox(capacity=0), "Mailbox: capacity is 0; give an integer of 1 or more"),
+        (lambda: Mailbox(capacity=True), "Mailbox: capacity is True; give an integer of 1 or more"),
+        (lambda: Mailbox(max_bytes=1.5), "Mailbox: max_bytes is 1.5; give an integer of 1 or more"),
+        (
+            lambda: RetryPolicy(max_attempts=0),
+            "RetryPolicy: max_attempts is 0; give an integer of 1 or more",
+        ),
+        (
+            lambda: RetryPolicy(min_delay_seconds=5, max_delay_seconds=1),
+            "RetryPolicy: min_delay_seconds (5) is above max_delay_seconds (1); lower it or raise the other",
+        ),
+        (
+            lambda: CircuitBreaker("pay ments"),
+            "CircuitBreaker: the name is 'pay ments'; "
+            "use 1 to 64 of the characters A-Z, a-z, 0-9, '_' and '-'",
+        ),
+        (
+            lambda: CircuitBreaker("payments", timeout_seconds=0),
+            "CircuitBreaker 'payments': timeout_seconds is 0; give a finite number of seconds above 0",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_right(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        make()
+    assert str(caught.value) == text
+
+
+def test_backoff_doubles_from_the_minimum_up_to_the_maximum() -> None:
+    retry = RetryPolicy(min_delay_seconds=0.5, max_delay_seconds=3)
+    assert [retry.delay_seconds(attempt, 1.0) for attempt in (1, 2, 3, 4, 5)] == [0.5, 1.0, 2.0, 3, 3]
+
+
+@given(attempt=st.integers(1, 10**9), random=st.floats(0, 1, exclude_max=True))
+def test_full_jitter_never_exceeds_the_maximum(attempt: int, random: float) -> None:
+    assert 0 <= RetryPolicy().delay_seconds(attempt, random) <= 60
