@@ -73,7 +73,8 @@ def find_handlers(cls: type) -> tuple[HandlerSpec, ...]:
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
-            marked = hasattr(value, _MARK)
+            # staticmethod and classmethod hide the mark of the function inside; both are refused below.
+            marked = hasattr(value, _MARK) or hasattr(getattr(value, "__func__", None), _MARK)
             if name in found and not marked and value is not None:
                 raise DeclarationError(
                     f"{cls.__qualname__}.{name} overrides a handler without @handles; "

@@ -1,0 +1,350 @@
+"""@handles: what is read from a method, and what is refused when the class is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import pytest
+
+from understudy.actors.actor import Actor
+from understudy.actors.codec import MSGPACK, encode
+from understudy.actors.context import Context
+from understudy.actors.errors import DeclarationError, DecodeError
+from understudy.actors.event import Event
+from understudy.actors.handlers import HandlerSpec, handles
+
+if TYPE_CHECKING:
+    from somewhere import Unimported
+
+T = TypeVar("T")
+
+
+class Placed(Event, subject="orders.{region}.placed"):
+    region: str
+
+
+class Base(Event):
+    at: int
+
+
+class Page(Event, Generic[T], subject="pages"):
+    items: list[T]
+
+
+@dataclasses.dataclass
+class Plain:
+    x: int
+
+
+def only(cls: type[Actor]) -> HandlerSpec:
+    (handler,) = cls.__understudy__.handlers
+    return handler
+
+
+def test_type_and_subject_come_from_the_annotation() -> None:
+    class Shop(Actor):
+        @handles
+        async def placed(self, event: Placed) -> None: ...
+
+    handler = only(Shop)
+    assert (handler.method, handler.filter, handler.type) == ("placed", "orders.*.placed", Placed)
+    assert (handler.raw, handler.wants_context, handler.is_async) == (False, False, True)
+    assert handler.decode(encode(Placed(region="eu")), MSGPACK, "orders.eu.placed") == Placed(region="eu")
+
+
+def test_a_subject_that_contradicts_the_body_does_not_decode() -> None:
+    class Shop(Actor):
+        @handles
+        async def placed(self, event: Placed) -> None: ...
+
+    with pytest.raises(DecodeError) as caught:
+        only(Shop).decode(b'{"region": "eu"}', None, "orders.us.placed")
+    assert str(caught.value) == "Placed: the subject says region is 'us', the body says 'eu'"
+
+
+def test_a_subject_given_by_hand_goes_before_the_events_own() -> None:
+    class Narrow(Actor):
+        @handles("orders.eu.placed")
+        def placed(self, event: Placed, ctx: Context) -> None: ...
+
+    class Other(Actor):
+        @handles("imports.>")
+        def placed(self, event: Placed) -> None: ...
+
+    narrow, other = only(Narrow), only(Other)
+    assert (narrow.filter, narrow.is_async, narrow.wants_context) == ("orders.eu.placed", False, True)
+    with pytest.raises(DecodeError):
+        narrow.decode(b'{"region": "us"}', None, "orders.eu.placed")
+    assert other.decode(b'{"region": "us"}', None, "imports.x") == Placed(region="us")
+
+
+def test_a_subject_may_bring_any_type_no_type_or_the_bytes() -> None:
+    class Reader(Actor):
+        @handles("dataclass")
+        def dataclass(self, event: Plain) -> None: ...
+        @handles("typed")
+        def typed(self, event: dict[str, int]) -> None: ...
+        @handles("value")
+        def value(self, event): ...
+        @handles("anything")
+        def anything(self, event: Any) -> None: ...
+        @handles("raw.>")
+        def raw(self, event: bytes) -> None: ...
+
+    by_name = {handler.method: handler for handler in Reader.__understudy__.handlers}
+    body = b'{"x": 1}'
+    read = {name: handler.decode(memoryview(body), None, "s") for name, handler in by_name.items()}
+    assert read == {
+        "dataclass": Plain(1),
+        "typed": {"x": 1},
+        "value": {"x": 1},
+        "anything": {"x": 1},
+        "raw": body,
+    }
+    assert type(read["raw"]) is bytes
+    assert [name for name, handler in by_name.items() if handler.type is None] == ["value", "anything"]
+    assert [name for name, handler in by_name.items() if handler.raw] == ["raw"]
+
+
+def test_an_annotation_may_name_an_event_of_the_enclosing_function_or_class() -> None:
+    class Local(Event, subject="local"):
+        x: int
+
+    class Listener(Actor):
+        class Inner(Event, subject="inner"):
+            pass
+
+        @handles
+        async def local(self, event: Local) -> None: ...
+        @handles
+        async def inner(self, event: Inner) -> None: ...
+
+    assert [handler.type for handler in Listener.__understudy__.handlers] == [Local, Listener.Inner]
+
+
+def test_a_generic_event_decodes_into_what_its_parameter_says() -> None:
+    class Reader(Actor):
+        @handles
+        async def page(self, event: Page[int]) -> None: ...
+
+    assert only(Reader).decode(b'{"items": [1]}', None, "pages") == Page(items=[1])
+    with pytest.raises(DecodeError):
+        only(Reader).decode(b'{"items": ["a"]}', None, "pages")
+
+
+def test_a_decorated_coroutine_function_is_still_async() -> None:
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any) -> Any:
+            return method(*args)
+
+        return call
+
+    class Shop(Actor):
+        @handles
+        @decorate
+        async def placed(self, event: Placed) -> None: ...
+
+    assert only(Shop).is_async
+    assert only(Shop).type is Placed
+
+
+def test_handlers_are_inherited_and_may_be_overridden_or_dropped() -> None:
+    class Parent(Actor):
+        @handles
+        async def placed(self, event: Placed) -> None: ...
+        @handles("other")
+        async def other(self, event: bytes) -> None: ...
+
+    class Overrides(Parent):
+        @handles
+        def placed(self, event: Placed) -> None: ...
+
+    class Drops(Parent):
+        other = None  # type: ignore[assignment]
+
+    assert [handler.is_async for handler in Overrides.__understudy__.handlers] == [False, True]
+    assert [handler.method for handler in Drops.__understudy__.handlers] == ["placed"]
+
+
+def declare_override_without_handles() -> None:
+    class Parent(Actor):
+        @handles
+        async def placed(self, event: Placed) -> None: ...
+
+    class Wrong(Parent):
+        async def placed(self, event: Placed) -> None: ...
+
+
+def declare_no_event() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self) -> None: ...
+
+
+def declare_three_parameters() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event: Placed, ctx: Context, more: int = 1) -> None: ...
+
+
+def declare_keyword_parameter() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event: Placed, *, ctx: Context) -> None: ...
+
+
+def declare_no_annotation() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event): ...
+
+
+def declare_no_event_type() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event: dict[str, int]) -> None: ...
+
+
+def declare_bytes_without_subject() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event: bytes) -> None: ...
+
+
+def declare_abstract_event() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event: Base) -> None: ...
+
+
+def declare_two_for_one_event() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event: Placed) -> None: ...
+        @handles("orders.*.placed")
+        async def again(self, event: bytes) -> None: ...
+
+
+def declare_unresolvable() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event: Unimported) -> None: ...
+
+
+def declare_undecodable() -> None:
+    class Wrong(Actor):
+        @handles("a")
+        async def placed(self, event: Placed | Base) -> None: ...
+
+
+def declare_generator() -> None:
+    class Wrong(Actor):
+        @handles
+        def placed(self, event: Placed) -> Iterator[Placed]:
+            yield event
+
+
+def declare_static() -> None:
+    class Wrong(Actor):
+        @staticmethod
+        @handles
+        def placed(self: Any, event: Placed) -> None: ...
+
+
+def declare_on_a_class() -> None:
+    class Wrong(Actor):
+        @handles
+        class Placed:
+            pass
+
+
+def declare_with_an_event() -> None:
+    class Wrong(Actor):
+        @handles(Placed)  # type: ignore[arg-type]
+        async def placed(self, event: Placed) -> None: ...
+
+
+def declare_bad_subject() -> None:
+    class Wrong(Actor):
+        @handles("a..b")
+        async def placed(self, event: bytes) -> None: ...
+
+
+EXPECTED = "write (self, event: Placed) or (self, event: Placed, ctx: Context)"
+
+
+@pytest.mark.parametrize(
+    ("declare", "text"),
+    [
+        (
+            declare_override_without_handles,
+            "W.placed overrides a handler without @handles; "
+            "put @handles above it, or write placed = None to handle that event no more",
+        ),
+        (declare_no_event, f"W.placed takes no event; {EXPECTED}"),
+        (declare_three_parameters, f"W.placed has too many parameters ('more'); {EXPECTED}"),
+        (
+            declare_keyword_parameter,
+            f"W.placed: the parameter ctx: 'Context' can't be filled; {EXPECTED}",
+        ),
+        (
+            declare_no_annotation,
+            "W.placed: the parameter 'event' has no annotation; "
+            'annotate it with an Event, or give the subject: @handles("orders.>")',
+        ),
+        (
+            declare_no_event_type,
+            "W.placed takes dict, which is no Event; "
+            'annotate it with one, or give the subject: @handles("orders.>")',
+        ),
+        (
+            declare_bytes_without_subject,
+            "W.placed takes bytes, which is no Event; "
+            'annotate it with one, or give the subject: @handles("orders.>")',
+        ),
+        (
+            declare_abstract_event,
+            "W.placed: the event Base has no subject and is only a base of others; "
+            'write class Base(Event, subject="…"), or handle the events derived from it',
+        ),
+        (
+            declare_two_for_one_event,
+            "W: placed and again both handle 'orders.*.placed'; "
+            "keep one of them, or handle it in two actors",
+        ),
+        (
+            declare_unresolvable,
+            "W.placed: the annotation 'Unimported' of 'event' can't be resolved "
+            "(name 'Unimported' is not defined); "
+            "define or import the type above the class, not only for type checkers",
+        ),
+        (declare_generator, "W.placed yields; return the event, or a list of events, instead"),
+        (declare_static, "W.placed: a handler is a plain method; remove staticmethod"),
+        (
+            declare_bad_subject,
+            "@handles: the subject 'a..b' is not valid: a token between dots is empty",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_handler_is_refused_when_the_class_is_made(declare: Callable[[], None], text: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        declare()
+    assert str(caught.value).replace(f"{declare.__name__}.<locals>.Wrong", "W") == text
+
+
+@pytest.mark.parametrize("declare", [declare_on_a_class, declare_with_an_event])
+def test_handles_stands_on_methods_only(declare: Callable[[], None]) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        declare()
+    assert str(caught.value).endswith(
+        'put it on a method, bare or with a subject: @handles or @handles("orders.>")'
+    )
+
+
+def test_a_type_that_no_body_decodes_into_is_refused() -> None:
+    with pytest.raises(DeclarationError, match=r"Wrong\.placed takes .*, which no body decodes into: "):
+        declare_undecodable()
