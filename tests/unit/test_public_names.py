@@ -1,0 +1,63 @@
+"""The facade: what `import understudy` offers."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import understudy
+
+NAMES = {
+    "Actor": "understudy.actors.actor",
+    "App": "understudy.runtime.app",
+    "Child": "understudy.actors.supervision",
+    "CircuitBreaker": "understudy.actors.policies",
+    "CircuitOpen": "understudy.actors.errors",
+    "Context": "understudy.actors.context",
+    "Event": "understudy.actors.event",
+    "Mailbox": "understudy.actors.policies",
+    "Publisher": "understudy.runtime.jetstream.publisher",
+    "Reject": "understudy.actors.outcomes",
+    "Retry": "understudy.actors.outcomes",
+    "RetryPolicy": "understudy.actors.policies",
+    "Stream": "understudy.runtime.stream",
+    "Supervisor": "understudy.actors.supervision",
+    "UnderstudyError": "understudy.actors.errors",
+    "handles": "understudy.actors.handlers",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(understudy.__all__) == sorted([*NAMES, "__version__"])
+    assert dir(understudy) == sorted(understudy.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_the_one_of_its_defining_module(name: str) -> None:
+    defined = getattr(importlib.import_module(NAMES[name]), name)
+    assert getattr(understudy, name) is defined
+    assert defined.__module__ == NAMES[name]
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError) as caught:
+        understudy.Actr  # noqa: B018
+    assert str(caught.value) == "module 'understudy' has no attribute 'Actr'"
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert understudy.__version__[0].isdigit()
+
+
+def test_declaring_events_and_actors_loads_no_broker_client_and_no_thespian() -> None:
+    code = (
+        "import sys\n"
+        "from understudy import Actor, App, Event, Stream, handles\n"
+        "heavy = {'nats', 'thespian', 'pybreaker', 'starlette', 'uvicorn', 'typer', 'rich', 'pydantic'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
