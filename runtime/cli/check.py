@@ -52,7 +52,7 @@ async def _compare(connection: ConnectionSpec, app: AppSpec, *, apply: bool) -> 
 
     client = await connect(connection, name=f"understudy-check-{app.name}")
     try:
-        return await ensure_topology(client, app, apply=apply, force=apply)
+        return await ensure_topology(client, app, apply=apply, force=True)
     finally:
         await close(client)
 
