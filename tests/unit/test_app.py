@@ -139,6 +139,7 @@ def test_the_stream_that_holds_all_filters_is_found() -> None:
     assert app(streams=others).spec().consumers[0].stream == "EU"
 
 
+WORKQUE: Any = "workque"
 WORK = Stream("WORK", subjects=["orders.>"], retention="workqueue")
 
 
@@ -224,7 +225,7 @@ WORK = Stream("WORK", subjects=["orders.>"], retention="workqueue")
             "stream 'A': the subjects 'a.*.c' and 'a.b.*' overlap; keep one of them",
         ),
         (
-            lambda: Stream("A", subjects=["a"], retention="workque"),
+            lambda: Stream("A", subjects=["a"], retention=WORKQUE),
             "stream 'A': retention is 'workque'; use 'limits' or 'workqueue' or 'interest'",
         ),
         (

@@ -8,7 +8,7 @@ import decimal
 import uuid
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import msgspec
 import pytest
 from hypothesis import given

@@ -57,7 +57,7 @@ def test_an_event_is_frozen_keyword_only_and_knows_its_metadata() -> None:
     with pytest.raises(AttributeError):
         Placed(region="eu").region = "us"  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Placed("eu")  # type: ignore[misc]
+        Placed("eu")  # type: ignore[call-arg]
 
 
 def test_fields_may_be_called_as_the_class_keywords_are() -> None:
@@ -100,7 +100,7 @@ def test_a_newer_publisher_may_send_more_fields() -> None:
 
 
 def declare_unknown_keyword() -> None:
-    class Wrong(Event, subjct="a"):  # type: ignore[call-arg]
+    class Wrong(Event, subjct="a"):
         pass
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,13 +12,15 @@ from hypothesis import strategies as st
 from understudy.actors.errors import DeclarationError
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
 
+HALF: Any = 1.5
+
 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         (lambda: Mailbox(capacity=0), "Mailbox: capacity is 0; give an integer of 1 or more"),
         (lambda: Mailbox(capacity=True), "Mailbox: capacity is True; give an integer of 1 or more"),
-        (lambda: Mailbox(max_bytes=1.5), "Mailbox: max_bytes is 1.5; give an integer of 1 or more"),
+        (lambda: Mailbox(max_bytes=HALF), "Mailbox: max_bytes is 1.5; give an integer of 1 or more"),
         (
             lambda: RetryPolicy(max_attempts=0),
             "RetryPolicy: max_attempts is 0; give an integer of 1 or more",

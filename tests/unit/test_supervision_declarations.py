@@ -11,7 +11,12 @@ from understudy.actors.actor import Actor
 from understudy.actors.errors import DeclarationError
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
-from understudy.actors.supervision import Child, Supervisor
+from understudy.actors.supervision import Child as TypedChild
+from understudy.actors.supervision import Supervisor as TypedSupervisor
+
+# Much here is wrong on purpose, which type checkers would say too.
+Child: Any = TypedChild
+Supervisor: Any = TypedSupervisor
 
 
 class Placed(Event, subject="orders.placed"):
@@ -31,9 +36,9 @@ def test_a_class_is_short_for_its_child() -> None:
     first, second, third = Supervisor(
         "ops", children=[Shop, Child(Shop, name="second"), Supervisor("inner", children=[Shop])]
     ).children
-    assert isinstance(first, Child)
-    assert isinstance(second, Child)
-    assert isinstance(third, Supervisor)
+    assert isinstance(first, TypedChild)
+    assert isinstance(second, TypedChild)
+    assert isinstance(third, TypedSupervisor)
     assert (first.actor_class, first.spec, dict(first.args)) == (Shop, Shop.__understudy__, {})
     assert second.spec.name == "second"
 
