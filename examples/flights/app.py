@@ -14,7 +14,7 @@ import asyncio
 import os
 import sqlite3
 
-from understudy import Actor, App, Child, CircuitBreaker, Context, Event, Stream, Supervisor, handles
+from understudy import Actor, App, Child, CircuitBreaker, Context, Event, Mailbox, Stream, Supervisor, handles
 from understudy.actors.context import StartContext
 from understudy.examples.flights.client import post_notice
 
@@ -119,11 +119,11 @@ class DelayMonitor(Actor, key="carrier"):
 NOTICES = CircuitBreaker("notices", fail_max=3, reset_timeout_seconds=0.5)
 
 
-class Notifier(Actor, replicas=2, breakers=(NOTICES,)):
+class Notifier(Actor, replicas=2, mailbox=Mailbox(capacity=16), breakers=(NOTICES,)):
     """Tells the service about late flights.
 
-    While the service is down the breaker is open: the delivery is held, nothing more is pulled, and what
-    comes meanwhile waits in the stream. The order of notices doesn't matter, so two cells share the consumer.
+    While the service is down the breaker is open: a cell holds what is in its small mailbox, pulls nothing
+    more, and the rest waits in the stream. The order of notices doesn't matter, so two cells share the work.
     """
 
     def __init__(self, service_url: str) -> None:
