@@ -42,7 +42,8 @@ def run(
     if embedded and servers:
         raise ConfigurationError("--embedded starts a server of its own; leave out --servers")
     # Loaded when the command runs: --help needs none of it.
-    from understudy.runtime.system import System
+    from understudy.runtime.supervision.control import ControlPlaneError
+    from understudy.runtime.system import ESCALATED, System
     from understudy.runtime.target import inspect_target
 
     settings = settings_from(
@@ -55,12 +56,15 @@ def run(
         },
     )
     app = inspect_target(target)
-    if not embedded:
-        with remedies(settings):
-            return System(target=target, app=app, settings=settings, embedded=None).run()
-    server = EmbeddedServer.start(settings.directory)
-    try:
+    server = EmbeddedServer.start(settings.directory) if embedded else None
+    if server is not None:
         settings = settings.with_servers(server.url)
-        return System(target=target, app=app, settings=settings, embedded=server).run()
+    try:
+        with remedies(settings):
+            return System(target=target, app=app, settings=settings, embedded=server).run()
+    except ControlPlaneError as error:
+        typer.echo(f"understudy: {error}", err=True)
+        return ESCALATED
     finally:
-        server.stop()
+        if server is not None:
+            server.stop()

@@ -16,8 +16,8 @@ from understudy.runtime.telemetry.trace import current_trace
 
 LogFormat = Literal["console", "json"]
 _FIRST_KEYS = ("time", "level", "event", "app", "supervisor", "actor", "cell")
-# Libraries that would report through handlers of their own.
-_REROUTED = ("nats", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
+# Libraries that would report through handlers of their own, or report every start and stop as news.
+_REROUTED = ("nats", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "Thespian")
 
 
 def resolve_format(format: str, stream: IO[str] | None = None) -> LogFormat:  # noqa: A002 - the setting's name
@@ -64,7 +64,11 @@ def configure_logging(*, level: str, format: LogFormat, context: Mapping[str, st
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(format)],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _drop_colours,
+                *_rendering(format),
+            ],
         )
     )
     root = logging.getLogger()
@@ -74,6 +78,7 @@ def configure_logging(*, level: str, format: LogFormat, context: Mapping[str, st
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        logger.setLevel(threshold if level == "debug" else max(threshold, logging.WARNING))
 
 
 class _Bound:
@@ -94,6 +99,11 @@ def _add_trace(_logger: WrappedLogger, _method: str, entry: EventDict) -> EventD
     if trace is not None:
         entry.setdefault("trace_id", trace.trace_id)
         entry.setdefault("span_id", trace.span_id)
+    return entry
+
+
+def _drop_colours(_logger: WrappedLogger, _method: str, entry: EventDict) -> EventDict:
+    entry.pop("color_message", None)  # uvicorn says everything twice
     return entry
 
 

@@ -71,6 +71,16 @@ def test_what_is_below_the_level_is_dropped(capsys: pytest.CaptureFixture[str]) 
     assert [entry["event"] for entry in entries(capsys)] == ["yes"]
 
 
+def test_what_libraries_call_news_is_only_for_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their every start and stop would bury ours."""
+    for level, expected in (("info", []), ("debug", ["started"])):
+        configure_logging(level=level, format="json", context={})
+        logging.getLogger("uvicorn.error").info("started", extra={"color_message": "started"})
+        found = entries(capsys)
+        assert [entry["event"] for entry in found] == expected
+        assert all("color_message" not in entry for entry in found)
+
+
 def test_trace_ids_are_there_while_a_delivery_is_handled_and_only_then(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

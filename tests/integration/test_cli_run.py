@@ -1,0 +1,164 @@
+"""`understudy run` as a user starts it: up, fed, down; and every way it does not come up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+APP = """
+from understudy import Actor, App, Event, Stream, handles
+
+class Departed(Event, subject="flights.departed"):
+    carrier: str
+
+class Monitor(Actor):
+    @handles
+    async def departed(self, event: Departed) -> None:
+        print("handled", event.carrier, flush=True)
+
+app = App("cli-run", streams=[Stream("FLIGHTS", subjects=["flights.>"])], children=[Monitor])
+"""
+
+
+class Terminal:
+    """A working directory with an app in it, where commands are typed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "flights.py").write_text(APP)
+        mine = ("UNDERSTUDY_", "NATS_")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
+        self.environment |= {
+            "XDG_CONFIG_HOME": str(directory),
+            "UNDERSTUDY_RUN_DIRECTORY": str(directory / "run"),
+        }
+        self.running: list[subprocess.Popen[str]] = []
+
+    def type(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "understudy.runtime", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.directory,
+            env=self.environment,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "understudy.runtime", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.directory,
+            env=self.environment,
+        )
+        self.running.append(process)
+        return process
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that works here, whoever its parent is."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.cwd() == str(self.directory):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    terminal = Terminal(tmp_path)
+    yield terminal
+    for process in terminal.running:
+        process.kill()
+        process.communicate()
+    psutil.wait_procs(terminal.processes(), timeout=5)
+
+
+def until(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    """Read the log until the event; the test's timeout bounds it."""
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        entry: dict[str, Any] = json.loads(line)
+        if entry["event"] == event:
+            return entry
+    raise AssertionError(f"{event!r} was never logged:\n{''.join(seen)}")
+
+
+def test_an_embedded_run_is_fed_from_a_second_terminal_and_stops_clean(terminal: Terminal) -> None:
+    """Neither command needs to be told where the server is; nothing is left."""
+    launcher = terminal.start("run", "flights:app", "--embedded", "--http-port", "0")
+    assert until(launcher, "ready")["http"].startswith("http://127.0.0.1:")
+    published = terminal.type("publish", "flights.departed", "--json", '{"carrier": "UA"}')
+    assert (published.returncode, published.stdout) == (0, "1 published\n")
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == "handled UA\n"
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(30) == 0
+    assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
+    assert not (terminal.directory / ".understudy" / "nats.url").exists()
+
+
+def refused(terminal: Terminal, status: int, *arguments: str) -> str:
+    """Type a command that can't work; return what it says."""
+    result = terminal.type(*arguments)
+    assert (result.returncode, result.stdout) == (status, ""), result.stderr
+    assert "Traceback" not in result.stderr
+    assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
+    return result.stderr
+
+
+def test_a_target_that_cannot_be_imported_is_status_2(terminal: Terminal) -> None:
+    """Named, with where it was looked for; the embedded server isn't even started."""
+    text = refused(terminal, 2, "run", "fligths:app", "--embedded")
+    assert "fligths" in text
+    assert str(terminal.directory) in text
+    assert not (terminal.directory / ".understudy").exists()
+
+
+def test_a_target_that_is_no_app_is_status_2(terminal: Terminal) -> None:
+    """Before anything is started."""
+    assert "flights:Monitor" in refused(terminal, 2, "run", "flights:Monitor", "--embedded")
+
+
+def test_an_unknown_setting_is_status_2_and_the_nearest_is_named(terminal: Terminal) -> None:
+    """With the file it stands in."""
+    (terminal.directory / "understudy.toml").write_text("[http]\nprot = 1\n")
+    assert refused(terminal, 2, "run", "flights:app") == (
+        "understudy: http.prot is no setting; did you mean http.port? (understudy.toml: http.prot)\n"
+    )
+
+
+def test_a_port_in_use_is_status_2(terminal: Terminal) -> None:
+    """Named; the embedded server that was started for it is stopped again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert port in refused(terminal, 2, "run", "flights:app", "--embedded", "--http-port", port)
+
+
+def test_a_directory_that_cannot_be_written_is_status_2(terminal: Terminal) -> None:
+    """Named, with the setting that names another."""
+    (terminal.directory / ".understudy").touch()
+    text = refused(terminal, 2, "run", "flights:app", "--embedded")
+    assert f"{terminal.directory}/.understudy: the embedded nats-server can't write there" in text
+
+
+def test_servers_that_do_not_answer_are_status_3(terminal: Terminal) -> None:
+    """And no process is left of the tree that was begun."""
+    text = refused(terminal, 3, "run", "flights:app", "--http-port", "0", "--servers", "nats://127.0.0.1:9")
+    assert "no broker answers at nats://127.0.0.1:9" in text
