@@ -49,7 +49,7 @@ class ControlActor(Actor):  # type: ignore[misc]
         """Stop watching; call it before the descriptor is closed."""
         self._watched.pop(descriptor, None)
 
-    def receiveMessage(self, message: object, sender: Any) -> ThespianWatch:
+    def receiveMessage(self, message: object, sender: Any) -> ThespianWatch:  # noqa: N802 - Thespian's name
         """Take a message from Thespian."""
         try:
             if isinstance(message, WatchMessage):
@@ -59,7 +59,7 @@ class ControlActor(Actor):  # type: ignore[misc]
                         callback()
             else:
                 self.receive(message, sender)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - Thespian would swallow it and go on
             _log.exception("control actor crashed", message=type(message).__name__)
             os._exit(CRASHED)
         # A list that isn't returned with every single message is dropped.

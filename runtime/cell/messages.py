@@ -1,4 +1,4 @@
-"""What a supervisor and its children say to each other: small plain values, never an event or an exception."""
+"""What supervisors and their children say to each other: small plain values, never an event."""
 
 from __future__ import annotations
 

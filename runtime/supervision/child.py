@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from understudy.runtime.cell.cellfile import read_status
+from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile, SlotState, read_status
 from understudy.runtime.cell.start import CellStart, RunSpec
 from understudy.runtime.specs import CellSpec, SupervisorSpec
 from understudy.runtime.supervision.backoff import Backoff
@@ -44,6 +44,7 @@ class Child:
         self.up_since: float | None = None
         self.watched_since = 0.0
         self.start_deadline = 0.0
+        self.suspect_deaths = 0
         self.backoff = Backoff()
         self._predecessor: tuple[int, int] | None = None
 
@@ -128,6 +129,7 @@ class Child:
         self.process, self.address, self.pidfd = None, None, -1
         reason = self.failure or self.killed_for or self._escalation() or describe_exit(code)
         self.crashed = not self.failure and self.is_cell
+        self.suspect_deaths += self.crashed and self._left_a_delivery_in_handling()
         self.last_reason = reason
         return reason
 
@@ -181,6 +183,16 @@ class Child:
     def _cell_file(self) -> str:
         message = self.start_message()
         return message.cell_file_path().name if isinstance(message, CellStart) else ""
+
+    def _left_a_delivery_in_handling(self) -> bool:
+        try:
+            ledger = DeadCellFile.claim(Path(self.run.run_directory, self._cell_file()))
+        except CellFileError:
+            return False
+        if ledger is None:
+            return False
+        ledger.release()
+        return any(entry.state is SlotState.HANDLING for entry in ledger.entries)
 
     def _escalation(self) -> str:
         if self.is_cell:

@@ -21,10 +21,11 @@ from typing import Any, Final
 
 from thespian.actors import ActorAddress, ActorSystem, ActorSystemException
 from thespian.system import multiprocCommon
-from thespian.system.messages.admin import SystemShutdown
+from thespian.system.messages.admin import SystemShutdown, SystemShutdownCompleted
 from thespian.system.multiprocCommon import multiprocessCommon
 from thespian.system.transport import (
     ExternalInterfaceTransportInit,
+    ReceiveEnvelope,
     TCPTransport,
     TransmitIntent,
     TransmitOnly,
@@ -73,7 +74,7 @@ class SignedPickle:
         signature, body = frame[:DIGEST_BYTES], frame[DIGEST_BYTES:]
         if not hmac.compare_digest(signature, _sign(body)):
             raise ValueError("a control frame is not signed with this run's key")
-        return pickle.loads(body)
+        return pickle.loads(body)  # noqa: S301 - signed by a process of this run
 
 
 def _sign(body: bytes) -> bytes:
@@ -118,12 +119,12 @@ class LoopbackTransport(TCPTransport.TCPTransport):  # type: ignore[misc]
         super().__init__(purpose)
 
     @staticmethod
-    def getAdminAddr(capabilities: dict[str, Any]) -> ActorAddress:
+    def getAdminAddr(capabilities: dict[str, Any]) -> ActorAddress:  # noqa: N802 - Thespian's name
         """Return where the admin listens."""
         return _loopback(capabilities["Admin Port"])
 
     @staticmethod
-    def probeAdmin(address: ActorAddress) -> bool:
+    def probeAdmin(address: ActorAddress) -> bool:  # noqa: ARG004, N802 - Thespian's signature
         """Say that no admin runs: Thespian would join a foreign one where it finds the port taken."""
         return False
 
@@ -131,7 +132,9 @@ class LoopbackTransport(TCPTransport.TCPTransport):  # type: ignore[misc]
         """Return a second endpoint of the launcher."""
         return LoopbackTransport(TCPTransport.ExternalTransportCopy(), self._adminAddr)
 
-    def prepEndpoint(self, assigned: ActorAddress, capabilities: dict[str, Any]) -> Endpoint:
+    def prepEndpoint(  # noqa: N802 - Thespian's name
+        self, assigned: ActorAddress, capabilities: dict[str, Any]
+    ) -> Endpoint:
         """Prepare a child's endpoint, in the parent just before the fork."""
         number, address, *rest = super().prepEndpoint(assigned, capabilities).args
         return Endpoint(number, address or _loopback(), *rest)
@@ -142,7 +145,7 @@ def _launcher_endpoint(admin: ActorAddress) -> Any:
 
 
 class _System(multiprocessCommon):  # type: ignore[misc]
-    transportType = LoopbackTransport
+    transportType = LoopbackTransport  # noqa: N815 - Thespian's name
 
     def __init__(self, port: int) -> None:
         self.capabilities = {
@@ -260,10 +263,18 @@ class ControlPlane:
             ControlPlaneError: it doesn't hear.
         """
         await self.tell(self._base.adminAddr, SystemShutdown())
+        # The admin lives until its answer was taken.
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TELL_TIMEOUT_SECONDS
+        while loop.time() < deadline:
+            answer = self._base.transport.run(None, timedelta(milliseconds=2))
+            if isinstance(answer, ReceiveEnvelope) and isinstance(answer.message, SystemShutdownCompleted):
+                return
+            await asyncio.sleep(0.002)
 
 
 def _harden(install_logging: Callable[[], None] | None) -> None:
-    global _key, _install_logging
+    global _key, _install_logging  # noqa: PLW0603 - what every process below inherits by its fork
     _key = os.urandom(KEY_BYTES)
     _install_logging = install_logging
     TCPTransport.serializer = SignedPickle

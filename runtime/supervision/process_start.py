@@ -8,6 +8,7 @@ import faulthandler
 import os
 import signal
 import time
+from pathlib import Path
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1
@@ -56,10 +57,10 @@ def _die_with(parent_pid: int) -> None:
 
 def _close_inherited_descriptors() -> None:
     # Nothing opened by a parent is of use here, and an inherited socket would stay bound after its owner.
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > STDERR:
+    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if descriptor > STDERR:
             with contextlib.suppress(OSError):
-                os.close(int(name))
+                os.close(descriptor)
 
 
 def _stop_comes_by_message(number: int, frame: FrameType | None) -> None:

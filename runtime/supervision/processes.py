@@ -62,8 +62,8 @@ def descendants(pid: int) -> list[Process]:
         pid: the process to begin below; it isn't returned itself.
     """
     children: dict[int, list[Process]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (process := read_process(int(name))):
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit() and (process := read_process(int(path.name))):
             children.setdefault(process.parent_pid, []).append(process)
     found: list[Process] = []
     waiting = [pid]
@@ -81,9 +81,7 @@ def children_of(pid: int) -> set[int]:
         pid: the parent.
     """
     return {
-        process.pid
-        for process in descendants(pid)
-        if process.parent_pid == pid and not process.is_zombie
+        process.pid for process in descendants(pid) if process.parent_pid == pid and not process.is_zombie
     }
 
 

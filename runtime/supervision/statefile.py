@@ -6,7 +6,6 @@ a process hangs. A restarted supervisor goes on from its predecessor's file.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -86,7 +85,7 @@ def write_state(run_directory: Path, status: SupervisorStatus) -> None:
     path = state_path(run_directory, status.name)
     new = path.with_suffix(".new")
     new.write_bytes(msgspec.json.encode(status))
-    os.replace(new, path)
+    new.replace(path)
 
 
 def read_state(run_directory: Path, supervisor: str) -> SupervisorStatus | None:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from thespian.actors import ActorExitRequest, WakeupMessage
@@ -33,7 +33,7 @@ from understudy.runtime.supervision.statefile import (
     write_state,
 )
 from understudy.runtime.supervision.strategy import one_for_one
-from understudy.runtime.telemetry.logs import configure_logging
+from understudy.runtime.telemetry.logs import LogFormat, configure_logging
 
 TICK_SECONDS = 0.5
 # A tick that comes later than this was held up: the machine was suspended, or this process was stopped.
@@ -41,6 +41,8 @@ LATE_SECONDS = 1.0
 PREDECESSOR_POLL_SECONDS = 0.01
 # What a child is given less than its supervisor, so that the supervisor still has time to report.
 STOP_MARGIN_SECONDS = 0.5
+# How many deaths in handling are borne for one that counts, as many as a delivery may cause by default.
+MAX_CRASHES = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -93,7 +95,7 @@ class Supervisor(ControlActor):
         self._intensity = Intensity(start.spec.max_restarts, start.spec.max_seconds)
         configure_logging(
             level=start.run.log_level,
-            format=start.run.log_format,
+            format=cast("LogFormat", start.run.log_format),
             context={"app": start.run.app, "supervisor": start.spec.name},
         )
         self._children = [Child(spec, start.run) for spec in start.spec.children]
@@ -183,15 +185,17 @@ class Supervisor(ControlActor):
     def _on_exit(self, child: Child) -> None:
         self.unwatch(child.pidfd)
         now = boottime()
-        was_up = child.up_since is not None
+        was_up, suspects = child.up_since is not None, child.suspect_deaths
         seconds_up = now - child.up_since if child.up_since is not None else 0.0
         reason = child.ended()
         if self._stopping:
             self._ended_while_stopping(child)
             return
         _log.warning(f"{child.kind} exited", **child.labels, reason=reason, generation=child.generation)
-        # A cell that can't start says nothing about its siblings, and waits longer and longer instead.
-        counts = was_up or not child.is_cell
+        # A cell that can't start says nothing about its siblings, and waits longer and longer instead. A
+        # delivery that kills its process is tried a few times more and then a dead letter.
+        by_a_delivery = child.suspect_deaths > suspects and child.suspect_deaths % MAX_CRASHES != 0
+        counts = (was_up and not by_a_delivery) or not child.is_cell
         if counts and not self._intensity.record(now):
             self._escalate(child, reason)
             return

@@ -1,0 +1,145 @@
+"""The process of one cell: Thespian in the main thread, the cell's event loop in a second one.
+
+What the main thread hears of its supervisor it hands to the loop with `call_soon_threadsafe`. What the
+loop has to say goes into an outbox, and an eventfd that Thespian watches wakes the main thread to send it:
+only the main thread may use Thespian.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections import deque
+from multiprocessing import util
+from typing import Any, cast
+
+import structlog
+import uvloop
+from thespian.actors import ActorExitRequest
+
+from understudy.runtime.app import App
+from understudy.runtime.cell.cell import Cell
+from understudy.runtime.cell.control_actor import ControlActor
+from understudy.runtime.cell.messages import Failed, Ready, Stop, Stopped
+from understudy.runtime.cell.start import CellStart
+from understudy.runtime.target import load_app
+from understudy.runtime.telemetry.logs import LogFormat, configure_logging
+
+EXIT_STOPPED = 0
+EXIT_FAILED = 1
+
+_log = structlog.get_logger(__name__)
+
+
+class CellHost(ControlActor):
+    """Hosts one cell from CellStart to the end of the process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outbox: deque[Ready | Failed | Stopped] = deque()
+        self._cell: Cell | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_asked = False
+
+    def receive(self, message: object, sender: Any) -> None:
+        """Start the cell, or have it drain."""
+        match message:
+            case CellStart():
+                self._begin(message, sender)
+            case Stop():
+                self._stop_asked = True
+                self._pass_stop_on()
+            case _:
+                pass
+
+    def _begin(self, start: CellStart, supervisor: Any) -> None:
+        self._start, self._supervisor = start, supervisor
+        configure_logging(
+            level=start.run.log_level,
+            format=cast("LogFormat", start.run.log_format),
+            context={"app": start.run.app, "actor": start.spec.actor, "cell": start.spec.name},
+        )
+        try:
+            # In the main thread, since modules may expect to be imported there.
+            app = load_app(start.run.target)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module may raise anything
+            _log.exception("cell failed", reason="its module could not be imported")
+            self._leave(self._failed(error))
+            return
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.watch(self._wake, self._flush)
+        threading.Thread(target=self._run, args=(app,), name="cell", daemon=True).start()
+
+    def _failed(self, error: BaseException) -> Failed:
+        text = str(error) or "no message"
+        return Failed(
+            name=self._start.spec.name,
+            generation=self._start.generation,
+            reason=f"{type(error).__name__}: {text}",
+        )
+
+    # In the second thread
+
+    def _run(self, app: App) -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._run_cell(app))
+            if not self._stop_asked:
+                raise RuntimeError("the cell ended without having been asked to")
+        except BaseException as error:  # noqa: BLE001 - whatever ends the cell must reach its supervisor
+            _log.exception("cell failed")
+            self._post(self._failed(error))
+        else:
+            self._post(Stopped(name=self._start.spec.name, generation=self._start.generation))
+
+    async def _run_cell(self, app: App) -> None:
+        self._cell = Cell(self._start, app)
+        self._loop = asyncio.get_running_loop()
+        # Set after the loop is known, so that a Stop is seen here or handed over, or both.
+        if self._stop_asked:
+            self._cell.stop()
+        await self._cell.run(self._say_ready)
+
+    def _say_ready(self) -> None:
+        self._post(Ready(name=self._start.spec.name, generation=self._start.generation, pid=os.getpid()))
+
+    def _post(self, message: Ready | Failed | Stopped) -> None:
+        self._outbox.append(message)
+        os.eventfd_write(self._wake, 1)
+
+    # In the main thread
+
+    def _pass_stop_on(self) -> None:
+        if self._loop is None or self._cell is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._cell.stop)
+        except RuntimeError:
+            # The loop is closed: the cell has ended, and its last word is in the outbox.
+            return
+
+    def _flush(self) -> None:
+        os.eventfd_read(self._wake)
+        while self._outbox:
+            message = self._outbox.popleft()
+            if isinstance(message, Ready):
+                self.send(self._supervisor, message)
+            else:
+                self._leave(message)
+
+    def _leave(self, last_word: Failed | Stopped) -> None:
+        """Say the last word, and end the process as soon as the supervisor has it."""
+        self.send(self._supervisor, last_word)
+        status = EXIT_FAILED if isinstance(last_word, Failed) else EXIT_STOPPED
+        # Runs when Thespian's loop has ended, and before the interpreter would wait for threads of a
+        # handler that never end.
+        util.Finalize(None, _exit_now, args=(status,), exitpriority=100)
+        self.send(self.myAddress, ActorExitRequest(recursive=False))
+
+
+def _exit_now(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,306 @@
+"""The launcher: from settings to a running tree, and down again in the right order.
+
+Start: the port is probed, the run directory made, the actor system forked and checked; only then come the
+event loop, HTTP, the connection and the topology, since whatever was open at the fork would be inherited.
+Stop: readiness goes, the root drains its tree, the actor system ends, what is left is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+import structlog
+import uvloop
+
+# Loaded before the fork, though used only below it: a cell then starts in milliseconds.
+import understudy.runtime.cell.host  # noqa: F401
+from understudy.config.settings import Settings
+from understudy.runtime.admin.port import check_port
+from understudy.runtime.broker.embedded import EmbeddedServer
+from understudy.runtime.cell.messages import Stop
+from understudy.runtime.cell.start import RunSpec
+from understudy.runtime.jetstream import connection
+from understudy.runtime.jetstream.topology import ensure_topology
+from understudy.runtime.specs import AppSpec
+from understudy.runtime.supervision.child import describe_exit
+from understudy.runtime.supervision.control import ControlPlane, ControlPlaneError
+from understudy.runtime.supervision.health import missing_parts, silent_supervisors
+from understudy.runtime.supervision.messages import StartSupervisor
+from understudy.runtime.supervision.processes import kill_descendants, reap_children
+from understudy.runtime.supervision.run_directory import RunDirectory
+from understudy.runtime.supervision.self_check import check_control_plane
+from understudy.runtime.supervision.statefile import read_state
+from understudy.runtime.supervision.tree import Supervisor, read_tree
+from understudy.runtime.telemetry.logs import configure_logging, resolve_format
+
+CLEAN = 0
+ESCALATED = 70
+DRAIN_TIMED_OUT = 75
+KILLED = 130
+
+ROOT_CLASS = "understudy.runtime.supervision.supervisor.Supervisor"
+POLL_SECONDS = 0.25
+# What the root is given beyond the drain's timeout, within which it kills and reports.
+ROOT_MARGIN_SECONDS = 2.0
+SHUTDOWN_SECONDS = 2.0
+# Between the first death seen and the question who died first: one death brings others with it.
+DEATHS_SETTLE_SECONDS = 0.05
+
+_log = structlog.get_logger(__name__)
+
+
+class System:
+    """One run of an app, in the launcher's process.
+
+    Args:
+        target: `module:attribute`, which only the cells import.
+        app: what it declares.
+        settings: validated; they name the embedded server's address where there is one.
+        embedded: the nats-server that the caller started and will stop.
+    """
+
+    def __init__(
+        self, *, target: str, app: AppSpec, settings: Settings, embedded: EmbeddedServer | None
+    ) -> None:
+        self._target = target
+        self._app = app
+        self._settings = settings
+        self._spare = [embedded.pid] if embedded is not None and embedded.pid is not None else []
+        self._directory: RunDirectory
+        self._broker_state = "not connected yet"
+        self._draining = False
+        self._ending = False
+
+    def run(self) -> int:
+        """Run until a signal or a failure ends it, and return the exit status; call it in the main thread.
+
+        The first SIGTERM or SIGINT drains, the second kills. No process of ours is left on return.
+
+        Raises:
+            ConfigurationError: the port or the run directory can't be used, or the topology clashes.
+            BrokerUnreachable, BrokerRefused: there is no broker to work with.
+            ControlPlaneError: Thespian doesn't start, or isn't the version that we can close.
+        """
+        http = self._settings.http
+        log_format = resolve_format(self._settings.log.format)
+        install_logging = partial(configure_logging, format=log_format, context={"app": self._app.name})
+        install_logging(level=self._settings.log.level)
+        check_port(http.host, http.port)
+        self._directory = RunDirectory.create(self._app.name)
+        try:
+            if taken := self._directory.sweep(
+                {consumer.actor: consumer.cells for consumer in self._app.consumers}
+            ):
+                _log.info("found what an earlier run left", cell_files=taken)
+            # Of what Thespian's own processes say, only what goes wrong matters to anyone.
+            plane = ControlPlane.start(partial(install_logging, level="warning"))
+            check_control_plane(plane)
+            run = RunSpec(
+                app=self._app.name,
+                target=self._target,
+                run_id=self._directory.run_id,
+                run_directory=str(self._directory.path),
+                launcher_pid=os.getpid(),
+                revision=self._app.revision,
+                connection=self._settings.connection(),
+                log_level=self._settings.log.level,
+                log_format=log_format,
+                shutdown_timeout_seconds=self._settings.shutdown_timeout_seconds,
+            )
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                status = runner.run(self._watch(plane, run))
+        finally:
+            # A user's subprocess isn't bound to our life as our own are.
+            if left := kill_descendants(spare=self._spare):
+                _log.error("processes are left", pids=left)
+            self._directory.close()
+        _log.info("stopped", exit_status=status)
+        return status
+
+    # In the event loop
+
+    async def _watch(self, plane: ControlPlane, run: RunSpec) -> int:
+        """Serve until the tree has ended, a process of the control plane dies, or a second signal comes."""
+        # Loaded after the fork, so that no cell carries an HTTP server that it never uses.
+        from understudy.runtime.admin.probes import build_routes
+        from understudy.runtime.admin.server import HttpServer
+
+        self._stop, self._kill = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        self._deaths = {"admin": _Watched(plane.admin_pid), "logger": _Watched(plane.logger_pid)}
+        http = HttpServer(self._settings.http.host, self._settings.http.port)
+        http.start(build_routes(self, self._settings.http.host))
+        try:
+            status = await self._first(
+                self._serve(plane, run, http.url), self._killed(), self._control_plane_died()
+            )
+            self._ending = True
+            if status == CLEAN:
+                await self._end_control_plane(plane)
+            return status
+        finally:
+            await http.stop()
+
+    async def _first(self, *outcomes: Coroutine[Any, Any, int]) -> int:
+        """Return the outcome that comes first; of several at once, the later named."""
+        tasks = [asyncio.create_task(outcome) for outcome in outcomes]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return next(task for task in reversed(tasks) if task in done).result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._kill.set()
+        self._stop.set()
+
+    async def _killed(self) -> int:
+        await self._kill.wait()
+        _log.error("killed by a second signal")
+        return KILLED
+
+    async def _control_plane_died(self) -> int:
+        await asyncio.wait(
+            [asyncio.ensure_future(watched.ended.wait()) for watched in self._deaths.values()],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        await asyncio.sleep(DEATHS_SETTLE_SECONDS)
+        admin, logger = self._deaths["admin"], self._deaths["logger"]
+        how = admin.how()
+        # The admin takes the logger along if it is killed, and ends by itself if its logger died.
+        name = "logger" if logger.ended.is_set() and "killed" not in how else "admin"
+        _log.error("control plane died", process=name, reason=how if name == "admin" else "ended")
+        return ESCALATED
+
+    async def _serve(self, plane: ControlPlane, run: RunSpec, url: str) -> int:
+        """Start the tree, keep it up until a signal, and drain it."""
+        starting = asyncio.create_task(self._prepare_broker(run))
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            return CLEAN
+        client = await starting
+        try:
+            address, pid = plane.create(ROOT_CLASS)
+            root = _Watched(pid)
+            await plane.tell(
+                address, StartSupervisor(run=run, spec=self._app.root, generation=1, is_root=True)
+            )
+            await self._keep_up(root, url)
+            if not root.ended.is_set():
+                await self._drain(plane, address, root)
+            return await self._verdict(root)
+        finally:
+            await connection.close(client)
+
+    async def _prepare_broker(self, run: RunSpec) -> Any:
+        client = await connection.connect(
+            run.connection, name=f"{run.app}/launcher", on_state=self._on_broker_state
+        )
+        self._broker_state = "connected"
+        for change in await ensure_topology(client, self._app, apply=True):
+            _log.info("topology changed", change=str(change))
+        return client
+
+    def _on_broker_state(self, state: str) -> None:
+        self._broker_state = state
+
+    async def _keep_up(self, root: _Watched, url: str) -> None:
+        """Return when a signal came or the root has ended; say once that everything is up."""
+        said = False
+        while not (self._stop.is_set() or root.ended.is_set()):
+            reap_children([*self._spare, *(watched.pid for watched in self._deaths.values())])
+            if not said and not self.not_ready():
+                said = True
+                _log.info("ready", http=url)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), POLL_SECONDS)
+
+    async def _drain(self, plane: ControlPlane, address: Any, root: _Watched) -> None:
+        timeout = self._settings.shutdown_timeout_seconds
+        self._draining = True
+        _log.info("draining", timeout_seconds=timeout)
+        with contextlib.suppress(ControlPlaneError, TimeoutError):
+            async with asyncio.timeout(timeout + ROOT_MARGIN_SECONDS):
+                await plane.tell(address, Stop(timeout_seconds=timeout))
+                await root.ended.wait()
+
+    async def _verdict(self, root: _Watched) -> int:
+        """Return the exit status that the root's last word amounts to."""
+        status = read_state(self._directory.path, self._app.root.name)
+        if status is not None and status.state == "escalated":
+            _log.error("the tree gave up", supervisor=status.name, reason=status.reason)
+            return ESCALATED
+        if self._draining and not root.ended.is_set():
+            _log.error("drain timed out", late=[f"supervisor {self._app.root.name}"])
+            return DRAIN_TIMED_OUT
+        if status is None or status.state != "stopped":
+            # A dead admin takes the root along, and then is what is to be named.
+            await asyncio.sleep(2 * DEATHS_SETTLE_SECONDS)
+            _log.error("control plane died", process="root supervisor")
+            return ESCALATED
+        if status.timed_out:
+            _log.error("drain timed out", late=list(status.timed_out))
+            return DRAIN_TIMED_OUT
+        return CLEAN
+
+    async def _end_control_plane(self, plane: ControlPlane) -> None:
+        # What goes wrong here costs nothing: whatever is left is killed.
+        with contextlib.suppress(ControlPlaneError, TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                await plane.shutdown()
+                for watched in self._deaths.values():
+                    await watched.ended.wait()
+
+    # What the probes ask
+
+    def not_alive(self) -> dict[str, str]:
+        """Return the supervisors that don't answer; that this is answered shows that the launcher does."""
+        return silent_supervisors(self.tree())
+
+    def not_ready(self) -> dict[str, str]:
+        """Return what isn't at work: the broker, supervisors, cells; all of it while draining."""
+        if self._draining or self._ending:
+            return {"launcher": "draining"}
+        broker = {} if self._broker_state == "connected" else {"broker": self._broker_state}
+        return broker | missing_parts(self.tree())
+
+    def tree(self) -> Supervisor:
+        """Return the tree as it is now."""
+        return read_tree(self._directory.path, self._app.root.name)
+
+
+class _Watched:
+    """A process whose end sets an event; made in the event loop."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.ended = asyncio.Event()
+        self._descriptor = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._descriptor, self._on_end)
+
+    def _on_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        self.ended.set()
+
+    def how(self) -> str:
+        """Return how the process ended, if it is a child of ours."""
+        try:
+            result = os.waitid(os.P_PIDFD, self._descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            result = None
+        if result is None:
+            return describe_exit(None)
+        return describe_exit(result.si_status if result.si_code == os.CLD_EXITED else -result.si_status)
