@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -31,6 +32,8 @@ from understudy.runtime.jetstream.topology import attempts_bucket
 from understudy.runtime.stores.attempts import AttemptStore
 
 HEARTBEAT_SECONDS = 0.25
+# How long a drain goes on handling what is held before it gives the rest back.
+DRAIN_SECONDS = 1.0
 _log = structlog.get_logger("understudy.cell")
 
 
@@ -238,6 +241,9 @@ class Cell:
         self._draining = True
         self._status.state(CellState.DRAINING)
         await self._subscription.stop()
+        # What is quickly handled is better handled than given back.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._lanes.quiet(), DRAIN_SECONDS)
         await self._lanes.stop()
         self._pipeline.close()
         held = sorted(self._mailbox, key=lambda delivery: delivery.sequence)

@@ -126,7 +126,7 @@ class Lanes:
         self._halted = True
 
     async def quiet(self) -> None:
-        """Wait until nothing runs and nothing is ready to."""
+        """Wait until nothing runs and nothing may begin; what waits for a time or a breaker doesn't count."""
         while self._running or (self._ready and self._mode is Mode.ALL and not self._halted):
             self._quiet.clear()
             await self._quiet.wait()

@@ -1,0 +1,348 @@
+"""One cell against a real broker: what becomes of a delivery."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from support.cells import Bench, bench, until
+from support.nats import NatsServer
+from understudy.actors.actor import Actor
+from understudy.actors.context import Context
+from understudy.actors.event import Event
+from understudy.actors.handlers import handles
+from understudy.actors.outcomes import Reject, Retry
+from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
+from understudy.runtime.app import App
+from understudy.runtime.stream import Stream
+
+FAST = RetryPolicy(max_attempts=3, min_delay_seconds=0.01, max_delay_seconds=0.05)
+
+
+class Placed(Event, subject="orders.placed"):
+    number: int
+    customer: str = "c"
+
+
+class Billed(Event, subject="orders.billed"):
+    number: int
+
+
+@pytest.fixture
+async def orders(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A broker for the orders app."""
+    async with bench(nats_server.url, tmp_path) as made:
+        yield made
+
+
+def app_of(actor: type[Actor], **options: Any) -> App:
+    """Return an app with one actor."""
+    return App("shop", streams=[Stream("ORDERS", subjects=["orders.>"])], children=[actor], **options)
+
+
+async def place(orders: Bench, numbers: range, customer: str = "c") -> None:
+    """Publish some orders."""
+    await asyncio.gather(*(orders.publisher.publish(Placed(number=n, customer=customer)) for n in numbers))
+
+
+async def test_handles_each_event_once_and_publishes_what_the_handler_returns(orders: Bench) -> None:
+    """A returned event is in the stream before the input is acked."""
+    seen: list[int] = []
+
+    class Billing(Actor):
+        @handles
+        async def placed(self, event: Placed) -> Billed:
+            seen.append(event.number)
+            return Billed(number=event.number)
+
+    app = app_of(Billing)
+    cell = await orders.cell(app)
+    await place(orders, range(200))
+    await until(lambda: len(seen) == 200)
+    await orders.settled(app)
+    assert sorted(seen) == list(range(200))
+    info = await orders.client.jetstream().stream_info("ORDERS", subjects_filter="orders.billed")
+    assert info.state.subjects == {"orders.billed": 200}
+    assert cell.status.counters["handled"] == 200
+    assert cell.status.held == 0
+
+
+async def test_demand_is_the_mailbox_s_free_room(orders: Bench) -> None:
+    """With a blocked handler the server has handed over exactly the capacity."""
+    release = asyncio.Event()
+
+    class Slow(Actor, mailbox=Mailbox(capacity=16)):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            await release.wait()
+
+    app = app_of(Slow)
+    cell = await orders.cell(app)
+    await place(orders, range(100))
+
+    async def full() -> bool:
+        return (await orders.backlog(app)).ack_pending == 16
+
+    await until(full)
+    await asyncio.sleep(1.5)  # longer than a pull request lives
+    assert (await orders.backlog(app)).ack_pending == 16
+    assert cell.status.held == 16
+    release.set()
+    await orders.settled(app)
+
+
+async def test_byte_bound_holds_and_a_larger_message_comes_alone(orders: Bench) -> None:
+    """Bodies beyond the mailbox's bytes stay in the stream; one that never fits is fetched by itself."""
+    sizes: list[int] = []
+
+    class Reader(Actor, mailbox=Mailbox(capacity=64, max_bytes=10_000)):
+        @handles("orders.raw")
+        async def raw(self, body: bytes) -> None:
+            sizes.append(len(body))
+
+    app = app_of(Reader)
+    await orders.cell(app)
+    for size in (100, 20_000, 4_000, 4_000, 50_000, 10):
+        await orders.publisher.publish_raw("orders.raw", b"x" * size)
+    await until(lambda: len(sizes) == 6)
+    assert sizes == [100, 20_000, 4_000, 4_000, 50_000, 10]
+    await orders.settled(app)
+
+
+async def test_one_key_keeps_its_order_while_others_go_side_by_side(orders: Bench) -> None:
+    """Events of one key never overlap, even when one is retried in place."""
+    running: set[str] = set()
+    most = 0
+    seen: dict[str, list[int]] = {}
+    failed: set[int] = set()
+
+    class Keyed(Actor, key="customer", retry=FAST):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            nonlocal most
+            assert event.customer not in running
+            running.add(event.customer)
+            most = max(most, len(running))
+            await asyncio.sleep(0.001)
+            running.discard(event.customer)
+            if event.number % 10 == 3 and event.number not in failed:
+                failed.add(event.number)
+                raise ValueError("once")
+            seen.setdefault(event.customer, []).append(event.number)
+
+    app = app_of(Keyed)
+    await orders.cell(app)
+    for number in range(200):
+        await orders.publisher.publish(Placed(number=number, customer=f"c{number % 8}"))
+    await orders.settled(app)
+    assert {key: numbers == sorted(numbers) for key, numbers in seen.items()} == {f"c{n}": True for n in range(8)}
+    assert sum(map(len, seen.values())) == 200
+    assert most > 1
+
+
+async def test_failures_are_retried_and_then_dead_lettered_with_their_reason(orders: Bench) -> None:
+    """An exception, Retry and Reject each take their way; the letter carries body, headers and cause."""
+    attempts: list[tuple[int, int]] = []
+
+    class Failing(Actor, retry=FAST):
+        @handles
+        async def placed(self, event: Placed, ctx: Context) -> None:
+            attempts.append((event.number, ctx.delivery.attempt))
+            if event.number == 1:
+                raise ValueError("no\nway")
+            if event.number == 2:
+                raise Reject("not ours")
+            if event.number == 3 and ctx.delivery.attempt < 3:
+                raise Retry(delay_seconds=0.01)
+
+    app = app_of(Failing)
+    cell = await orders.cell(app)
+    await place(orders, range(4))
+    await orders.settled(app)
+    assert sorted(attempts) == [(0, 1), (1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (3, 2), (3, 3)]
+    letters = {letter.headers["Understudy-Reason"]: letter for letter in await orders.dead_letters(app)}
+    assert sorted(letters) == ["exhausted", "rejected"]
+    exhausted = letters["exhausted"].headers
+    assert exhausted["Understudy-Error"] == "ValueError: no way"
+    assert exhausted["Understudy-Attempts"] == "3"
+    assert exhausted["Understudy-Subject"] == "orders.placed"
+    assert exhausted["Understudy-Stream"] == "ORDERS"
+    assert exhausted["Understudy-Actor"] == "failing"
+    assert exhausted["ce-type"] == "Placed"
+    assert "Understudy-Original-Nats-Msg-Id" in exhausted
+    assert letters["rejected"].headers["Understudy-Error"] == "not ours"
+    assert cell.status.counters["dead_lettered"] == 2
+
+
+async def test_malformed_bodies_are_dead_lettered_and_the_rest_is_handled(orders: Bench) -> None:
+    """JSON from a plain client is read, with and without headers; what can't be read is kept with a reason."""
+    seen: list[int] = []
+
+    class Reader(Actor):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            seen.append(event.number)
+
+    app = app_of(Reader)
+    await orders.cell(app)
+    js = orders.client.jetstream()
+    for number in range(100):
+        if number % 10 == 0:
+            body, headers = b"{broken", None
+        else:
+            body = json.dumps({"number": number}).encode()
+            headers = {"Content-Type": "application/json"} if number % 2 else None
+        await js.publish("orders.placed", body, headers=headers)
+    await orders.settled(app)
+    assert seen == [number for number in range(100) if number % 10]
+    letters = await orders.dead_letters(app)
+    assert [letter.headers["Understudy-Reason"] for letter in letters] == ["undecodable"] * 10
+    assert all(letter.data == b"{broken" for letter in letters)
+
+
+async def test_a_hundred_unreadable_in_a_row_pause_the_actor(orders: Bench) -> None:
+    """A bad deploy doesn't empty the backlog into the dead letters."""
+
+    class Reader(Actor):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            raise AssertionError
+
+    app = app_of(Reader)
+    cell = await orders.cell(app)
+    for _ in range(300):
+        await orders.client.publish("orders.placed", b"{}")
+    await until(lambda: cell.status.state == "paused")
+    assert len(await orders.dead_letters(app)) == 99
+    assert "too many deliveries in a row can't be read" in cell.status.reason
+    await cell.stop()
+    state = await orders.backlog(app)
+    assert state.pending + state.ack_pending == 201
+
+
+async def test_an_open_breaker_holds_and_pauses_without_counting_attempts(orders: Bench) -> None:
+    """While the downstream is dead the backlog waits in the stream; then all of it is handled."""
+    down = True
+    calls = 0
+    seen: list[int] = []
+
+    class Calling(
+        Actor,
+        mailbox=Mailbox(capacity=8),
+        concurrency=4,
+        retry=RetryPolicy(max_attempts=20, min_delay_seconds=0.01, max_delay_seconds=0.02),
+        breakers=[CircuitBreaker("service", fail_max=3, reset_timeout_seconds=0.3)],
+    ):
+        @handles
+        async def placed(self, event: Placed, ctx: Context) -> None:
+            nonlocal calls
+            async with ctx.breaker("service"):
+                calls += 1
+                if down:
+                    raise ConnectionError("down")
+            seen.append(event.number)
+
+    app = app_of(Calling)
+    cell = await orders.cell(app)
+    await place(orders, range(50))
+    await until(lambda: cell.status.state == "paused")
+    await asyncio.sleep(1.0)
+    # Three failures opened it, those in flight came with them, then one trial per reset timeout.
+    assert calls <= 3 + 4 + 4
+    assert (await orders.backlog(app)).ack_pending <= 8 + 3
+    down = False
+    await orders.settled(app)
+    assert sorted(set(seen)) == list(range(50))
+    assert cell.status.state == "up"
+    assert await orders.dead_letters(app) == []
+    assert cell.status.counters["breaker_openings"] >= 2
+
+
+async def test_a_handler_may_catch_an_open_breaker(orders: Bench) -> None:
+    """Its return settles the delivery, and nothing pauses."""
+    fallback: list[int] = []
+
+    from understudy.actors.errors import CircuitOpen
+
+    class Calling(Actor, retry=FAST, breakers=[CircuitBreaker("service", fail_max=1, reset_timeout_seconds=60)]):
+        @handles
+        async def placed(self, event: Placed, ctx: Context) -> None:
+            try:
+                async with ctx.breaker("service"):
+                    raise ConnectionError("down")
+            except CircuitOpen:
+                fallback.append(event.number)
+
+    app = app_of(Calling)
+    cell = await orders.cell(app)
+    await place(orders, range(10))
+    await orders.settled(app)
+    assert sorted(fallback) == list(range(10))
+    assert cell.status.state == "up"
+
+
+async def test_a_coroutine_past_its_timeout_is_cancelled_and_counts_as_failed(orders: Bench) -> None:
+    """The next attempt may succeed."""
+    attempts: list[int] = []
+
+    class Slow(Actor, retry=FAST, handler_timeout_seconds=0.1):
+        @handles
+        async def placed(self, event: Placed, ctx: Context) -> None:
+            attempts.append(ctx.delivery.attempt)
+            if ctx.delivery.attempt == 1:
+                await asyncio.sleep(60)
+
+    app = app_of(Slow)
+    await orders.cell(app)
+    await place(orders, range(1))
+    await orders.settled(app)
+    assert attempts == [1, 2]
+
+
+async def test_held_deliveries_are_extended_past_ack_wait(orders: Bench) -> None:
+    """What waits or is handled long isn't redelivered."""
+
+    class Slow(Actor, ack_wait_seconds=1, hang_timeout_seconds=0.5, mailbox=Mailbox(capacity=8)):
+        runs: ClassVar[list[int]] = []
+
+        @handles
+        def placed(self, event: Placed) -> None:
+            import time
+
+            self.runs.append(event.number)
+            time.sleep(0.6)
+
+    app = app_of(Slow)
+    cell = await orders.cell(app)
+    await place(orders, range(5))
+    await orders.settled(app)
+    assert sorted(Slow.runs) == [0, 1, 2, 3, 4]
+    assert cell.status.counters["redelivered"] == 0
+
+
+async def test_a_graceful_stop_gives_back_and_the_next_start_goes_on(orders: Bench) -> None:
+    """Restarts over one held backlog lose nothing, dead-letter nothing, and leave no file."""
+    seen: list[int] = []
+
+    class Slow(Actor, mailbox=Mailbox(capacity=32), retry=RetryPolicy(max_attempts=2)):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            await asyncio.sleep(0.02)
+            seen.append(event.number)
+
+    app = app_of(Slow)
+    cell = await orders.cell(app)
+    await place(orders, range(200))
+    for _ in range(3):
+        await cell.stop()
+        assert list(orders.directory.glob("*.cell")) == []
+        await cell.start(reason="drained")
+    await orders.settled(app)
+    assert sorted(set(seen)) == list(range(200))
+    assert len(seen) == 200
+    assert await orders.dead_letters(app) == []

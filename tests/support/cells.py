@@ -1,0 +1,159 @@
+"""Cells run inside a test's own event loop, against a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client
+
+from understudy.config.connection import ConnectionSpec
+from understudy.runtime.app import App
+from understudy.runtime.cell.cell import Cell
+from understudy.runtime.cell.cellfile import CellStatus, read_status
+from understudy.runtime.cell.start import CellStart, RunSpec
+from understudy.runtime.jetstream import connection
+from understudy.runtime.jetstream.api import consumer_info
+from understudy.runtime.jetstream.publisher import Publisher
+from understudy.runtime.jetstream.topology import Backlog, backlog, dead_letter_stream, ensure_topology
+
+TIMEOUT_SECONDS = 15.0
+
+
+async def until(condition: Callable[[], Awaitable[bool] | bool], timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Return when the condition holds; fail if it doesn't within the timeout."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_seconds
+    while True:
+        result = condition()
+        if result if isinstance(result, bool) else await result:
+            return
+        if loop.time() > deadline:
+            raise AssertionError(f"not within {timeout_seconds} s: {condition}")
+        await asyncio.sleep(0.01)
+
+
+class CellRun:
+    """One cell of an app, started and stopped by the test."""
+
+    def __init__(self, app: App, url: str, directory: Path) -> None:
+        self.app = app
+        self.url = url
+        self.directory = directory
+        self.generation = 0
+        self.cell: Cell | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def start_message(self, *, reason: str = "", crashed: bool = False, actor: str | None = None) -> CellStart:
+        """Return the start of the next generation."""
+        cells = {child.actor: child for child in self.app.spec().root.children}  # type: ignore[union-attr]
+        spec = cells[actor] if actor is not None else next(iter(cells.values()))
+        self.generation += 1
+        return CellStart(
+            run=RunSpec(
+                app=self.app.name,
+                target="",
+                run_id="test-run",
+                run_directory=str(self.directory),
+                launcher_pid=0,
+                revision=0,
+                connection=ConnectionSpec(servers=(self.url,)),
+                log_level="info",
+                log_format="console",
+                shutdown_timeout_seconds=10,
+            ),
+            spec=spec,  # type: ignore[arg-type]
+            generation=self.generation,
+            reason=reason,
+            crashed=crashed,
+        )
+
+    async def start(self, **options: Any) -> None:
+        """Start a generation and return when it is ready."""
+        start = self.start_message(**options)
+        self.path = start.cell_file_path()
+        self.cell = Cell(start, self.app)
+        ready = asyncio.Event()
+        self.task = asyncio.create_task(self.cell.run(ready.set))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait({self.task, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=TIMEOUT_SECONDS)
+        if not waiting.done():
+            waiting.cancel()
+            self.task.result()
+
+    async def stop(self) -> None:
+        """Drain the cell."""
+        if self.cell is not None and self.task is not None:
+            self.cell.stop()
+            await asyncio.wait_for(self.task, TIMEOUT_SECONDS)
+            self.cell = self.task = None
+
+    @property
+    def status(self) -> CellStatus:
+        """What the cell file's status area says."""
+        status = read_status(self.path)
+        assert status is not None
+        return status
+
+
+class Bench:
+    """A broker, a plain client, a publisher and the cells of a test."""
+
+    def __init__(self, url: str, directory: Path, client: Client, publisher: Publisher) -> None:
+        self.url = url
+        self.directory = directory
+        self.client = client
+        self.publisher = publisher
+        self.cells: list[CellRun] = []
+
+    async def cell(self, app: App, **options: Any) -> CellRun:
+        """Make the app's streams and consumers, and start its first cell."""
+        await ensure_topology(self.client, app.spec(), apply=True)
+        run = CellRun(app, self.url, self.directory)
+        self.cells.append(run)
+        await run.start(**options)
+        return run
+
+    async def backlog(self, app: App, index: int = 0) -> Backlog:
+        """Return what an actor's consumer has before it."""
+        consumer = app.spec().consumers[index]
+        return await backlog(self.client, consumer.stream, consumer.durable)
+
+    async def settled(self, app: App, index: int = 0) -> None:
+        """Wait until an actor's consumer has everything acked that was published for it so far."""
+        consumer = app.spec().consumers[index]
+        js = self.client.jetstream()
+        # The pending count lags behind a publish; the ack floor doesn't.
+        last = max([(await js.get_last_msg(consumer.stream, subject)).seq or 0 for subject in consumer.filters])
+
+        async def is_settled() -> bool:
+            info = await consumer_info(self.client, consumer.stream, consumer.durable)
+            assert info is not None
+            return bool(info["ack_floor"]["stream_seq"] >= last)
+
+        await until(is_settled)
+
+    async def dead_letters(self, app: App) -> list[Any]:
+        """Return all dead letters as nats-py messages."""
+        stream = dead_letter_stream(app.name)
+        js = self.client.jetstream()
+        info = await js.stream_info(stream)
+        return [await js.get_msg(stream, seq=seq) for seq in range(1, info.state.last_seq + 1)]
+
+
+@asynccontextmanager
+async def bench(url: str, directory: Path) -> AsyncIterator[Bench]:
+    """Connect to the broker for the length of a test, and stop what cells still run at its end."""
+    client = await connection.connect(ConnectionSpec(servers=(url,)), name="test")
+    async with Publisher.connect(url, source="test") as publisher:
+        made = Bench(url, directory, client, publisher)
+        try:
+            yield made
+        finally:
+            for cell in made.cells:
+                if cell.task is not None and not cell.task.done():
+                    await cell.stop()
+            await client.close()
