@@ -45,14 +45,9 @@ def inspect_target(target: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> 
     with tempfile.TemporaryFile() as answer_file:
         # A file and not a pipe: nothing can block on it, and a process that the module leaves behind can't
         # hold it open.
-        command = [
-            sys.executable,
-            "-m",
-            __spec__.name,
-            target,
-            str(answer_file.fileno()),
-            str(timeout_seconds),
-        ]
+        # -P: this package itself must not be looked for in the user's directory.
+        arguments = [target, str(answer_file.fileno()), str(timeout_seconds)]
+        command = [sys.executable, "-P", "-m", __spec__.name, *arguments]
         status = _run(command, answer_file.fileno(), target, timeout_seconds)
         answer_file.seek(0)
         body = answer_file.read()
