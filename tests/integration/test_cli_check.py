@@ -48,7 +48,13 @@ def check(directory: Path, server: NatsServer, *arguments: str) -> subprocess.Co
         text=True,
         check=False,
         cwd=directory,
-        env={**os.environ, "NATS_URL": server.url, "XDG_CONFIG_HOME": str(directory)},
+        # No bytecode: it is kept by second and size, and a test rewrites the app within one second.
+        env={
+            **os.environ,
+            "NATS_URL": server.url,
+            "XDG_CONFIG_HOME": str(directory),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
     )
 
 
