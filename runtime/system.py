@@ -138,6 +138,8 @@ class System:
         self._deaths = {"admin": _Watched(plane.admin_pid), "logger": _Watched(plane.logger_pid)}
         http = HttpServer(self._settings.http.host, self._settings.http.port)
         http.start(build_routes(self, self._settings.http.host))
+        # Told before anything can go wrong: readiness is asked there most when it doesn't come.
+        _log.info("starting", http=http.url)
         try:
             status = await self._first(
                 self._serve(plane, run, http.url), self._killed(), self._control_plane_died()

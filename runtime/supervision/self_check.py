@@ -64,15 +64,16 @@ def listening_sockets(pid: int) -> list[tuple[str, int]]:
     return found
 
 
-def send_unsigned(port: int, value: object) -> bytes:
+def send_unsigned(port: int, value: object, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -> bytes:
     """Send a value to a control port as stock Thespian would, and return the answer.
 
     Args:
         port: on loopback.
         value: what is pickled.
+        timeout_seconds: how long an answer may take; what came by then is returned.
     """
     body = pickle.dumps(value)
-    with socket.create_connection((LOOPBACK, port), timeout=ANSWER_TIMEOUT_SECONDS) as connection:
+    with socket.create_connection((LOOPBACK, port), timeout=timeout_seconds) as connection:
         connection.sendall(b"%d>" % len(body) + body)
         answer = b""
         try:

@@ -155,9 +155,7 @@ def test_the_roots_escalation_ends_the_tree(tmp_path: Path) -> None:
         status = tree.state()
         assert status is not None
         assert status.state == "escalated"
-        assert status.reason == (
-            "steady/0 ended (killed by SIGKILL), one restart more than 0 within 5 s"
-        )
+        assert status.reason == ("steady/0 ended (killed by SIGKILL), one restart more than 0 within 5 s")
 
 
 def test_a_killed_supervisor_takes_its_subtree_along_and_is_restarted_with_it(tmp_path: Path) -> None:

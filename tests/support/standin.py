@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from thespian.actors import ActorExitRequest
@@ -37,7 +38,7 @@ class StandInCell(ControlActor):
     def _begin(self, start: CellStart, parent: Any) -> None:
         self._start, self._parent = start, parent
         name, generation = start.spec.name, start.generation
-        with open(f"{start.run.run_directory}/starts", "a") as starts:
+        with Path(start.run.run_directory, "starts").open("a") as starts:
             starts.write(f"{name} {generation} {os.getpid()} {start.crashed} {start.reason}\n")
         if start.spec.actor == "failing":
             self.send(parent, Failed(name=name, generation=generation, reason="no database"))

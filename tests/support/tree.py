@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -82,7 +82,7 @@ class Tree:
         self.admin, self.logger, self.root, self.port = (int(number) for number in pids.split())
         self.seen = {process.pid: process.start_ticks for process in descendants(self.launcher.pid)}
 
-    def __enter__(self) -> Tree:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,231 @@
+"""The whole command on real processes: what each death and each signal leads to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.launched import Launched, publish
+from support.nats import NatsServer
+from support.tree import kill, wait_until
+
+Launch = Callable[..., Launched]
+
+
+@pytest.fixture
+def launch(nats_server: NatsServer, tmp_path: Path) -> Iterator[Launch]:
+    """Start `understudy run` on an app of support.apps, and end it after the test."""
+    started: list[Launched] = []
+
+    def start(app: str = "app", *, servers: str = nats_server.url, port: int = 0) -> Launched:
+        run = Launched(tmp_path, f"support.apps:{app}", servers=servers, port=port)
+        started.append(run)
+        return run
+
+    yield start
+    for run in started:
+        run.__exit__()
+
+
+def test_sigterm_drains_and_leaves_nothing(launch: Launch) -> None:
+    """Exit 0, no process, no file of the run."""
+    run = launch().wait_until_ready()
+    assert run.stop() == 0
+    run.assert_nobody_left()
+    assert list(run.runs.rglob("*.cell")) == []
+    assert [entry["event"] for entry in run.log() if entry["event"] in {"ready", "draining", "stopped"}] == [
+        "ready",
+        "draining",
+        "stopped",
+    ]
+
+
+def test_a_killed_cell_is_back_within_a_second_and_nobody_else_is_touched(
+    launch: Launch, nats_server: NatsServer
+) -> None:
+    """From SIGKILL to the next event handled."""
+    run = launch().wait_until_ready()
+    killed, bystander = run.child("recorder/0"), run.child("bystander/0")
+    kill(killed["pid"])
+    began = time.time()
+    publish(nats_server.url, {"value": 1})
+    wait_until(run.handled)
+    assert run.handled()[0][2] - began < 1
+    assert run.wait_for_child("recorder/0", generation=2)["last_reason"] == "killed by SIGKILL"
+    assert run.child("bystander/0") == bystander
+    assert run.stop() == 0
+
+
+def test_a_segfault_ends_the_cell_and_the_signal_is_named(launch: Launch, nats_server: NatsServer) -> None:
+    """Under Thespian's own handlers the process would spin for ever."""
+    run = launch().wait_until_ready()
+    publish(nats_server.url, {"value": 1, "deed": "segfault"})
+    assert "killed by SIGSEGV" in run.wait_for_child("recorder/0", generation=2)["last_reason"]
+    run.process.kill()
+
+
+def test_a_delivery_that_kills_its_process_does_not_use_up_the_restarts(
+    launch: Launch, nats_server: NatsServer
+) -> None:
+    """It is tried three times and then a dead letter, under a supervisor that bears one restart."""
+    run = launch("narrow").wait_until_ready()
+    publish(nats_server.url, {"value": 1, "deed": "segfault"}, {"value": 2})
+    run.wait_for_child("recorder/0", generation=4)
+    wait_until(lambda: [value for value, _, _ in run.handled()] == [2])
+    assert run.child("recorder/0")["generation"] == 4
+    assert run.stop() == 0
+
+
+def test_a_blocked_event_loop_is_a_hang(launch: Launch, nats_server: NatsServer) -> None:
+    """The cell is killed after its hang timeout, and told as much."""
+    run = launch().wait_until_ready()
+    publish(nats_server.url, {"value": 1, "deed": "block"})
+    reason = run.wait_for_child("recorder/0", generation=2)["last_reason"]
+    assert reason.startswith("hang: no heartbeat for 2.")
+    run.process.kill()
+
+
+def test_a_killed_supervisor_is_restarted_with_its_subtree(launch: Launch) -> None:
+    """The cell outside the subtree keeps its process."""
+    run = launch().wait_until_ready()
+    outside, inside = run.child("recorder/0"), run.child("bystander/0")
+    kill(run.child("inner")["pid"])
+    run.wait_for_child("inner", generation=2)
+    assert run.wait_for_child("bystander/0", generation=2)["pid"] != inside["pid"]
+    assert run.child("recorder/0") == outside
+    assert run.stop() == 0
+
+
+@pytest.mark.parametrize(("process", "index"), [("admin", 0), ("logger", 1), ("root supervisor", 2)])
+def test_without_its_control_plane_everything_stops_with_70(launch: Launch, process: str, index: int) -> None:
+    """The log names who died; nothing is recreated, nobody is left."""
+    run = launch().wait_until_ready()
+    kill(run.control_plane()[index])
+    assert run.wait() == 70
+    run.assert_nobody_left()
+    assert [entry["process"] for entry in run.log("control plane died")] == [process]
+
+
+def test_nobody_is_left_two_seconds_after_the_launchers_sigkill(launch: Launch) -> None:
+    """Each process is bound to its parent's life by the kernel."""
+    run = launch().wait_until_ready()
+    run.process.kill()
+    run.wait()
+    run.assert_nobody_left()
+
+
+def test_too_many_restarts_end_the_tree_with_70_and_say_why(launch: Launch) -> None:
+    """Which child, how it ended, how often."""
+    run = launch("strict").wait_until_ready()
+    kill(run.child("recorder/0")["pid"])
+    assert run.wait() == 70
+    run.assert_nobody_left()
+    (entry,) = run.log("the tree gave up")
+    assert entry["reason"] == "recorder/0 ended (killed by SIGKILL), one restart more than 0 within 5 s"
+
+
+def test_a_second_signal_kills_with_130(launch: Launch) -> None:
+    """Also while a cell refuses to drain."""
+    run = launch("stubborn").wait_until_ready()
+    run.process.terminate()
+    wait_until(lambda: run.log("draining"))
+    began = time.monotonic()
+    run.process.terminate()
+    assert run.wait() == 130
+    assert time.monotonic() - began < 2
+    run.assert_nobody_left()
+
+
+def test_a_drain_that_takes_too_long_ends_with_75_and_names_who(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the shutdown timeout the cell is killed."""
+    monkeypatch.setenv("UNDERSTUDY_SHUTDOWN_TIMEOUT_SECONDS", "1")
+    run = launch("stubborn").wait_until_ready()
+    assert run.stop() == 75
+    run.assert_nobody_left()
+    (entry,) = run.log("drain timed out")
+    assert entry["late"] == ["stubborn/0"]
+
+
+def test_a_hanging_root_does_not_keep_the_launcher(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is killed after the timeout, with all below it."""
+    monkeypatch.setenv("UNDERSTUDY_SHUTDOWN_TIMEOUT_SECONDS", "1")
+    run = launch().wait_until_ready()
+    os.kill(run.control_plane()[2], signal.SIGSTOP)
+    assert run.stop() == 75
+    run.assert_nobody_left()
+
+
+def test_a_handlers_subprocess_is_ended_with_the_tree(launch: Launch, nats_server: NatsServer) -> None:
+    """It has no bond to its parent's life, so the launcher ends it."""
+    run = launch().wait_until_ready()
+    before = len(run.processes())
+    publish(nats_server.url, {"value": 1, "deed": "spawn"})
+    wait_until(lambda: len(run.processes()) > before)
+    assert run.stop() == 0
+    run.assert_nobody_left()
+
+
+def test_a_cell_that_cannot_start_leaves_the_rest_at_work_and_readiness_false(launch: Launch) -> None:
+    """Readiness says which and why; liveness and the other cell are fine."""
+    run = launch("half_up")
+    wait_until(lambda: run.log("cell up"), 20)
+    assert run.get("/livez").json() == {"alive": True, "failing": {}}
+    wait_until(lambda: run.child("never-starts/0")["state"] == "backoff")
+    ready = run.get("/readyz")
+    assert ready.status_code == 503
+    assert list(ready.json()["failing"]) == ["cell never-starts/0"]
+    assert "RuntimeError: no database" in ready.json()["failing"]["cell never-starts/0"]
+    assert run.stop() == 0
+
+
+def test_what_a_killed_run_left_is_found_by_the_next(launch: Launch, nats_server: NatsServer) -> None:
+    """Its cell files move into the new run's folder, and the old folder goes."""
+    first = launch().wait_until_ready()
+    first.process.kill()
+    first.wait()
+    first.assert_nobody_left()
+    assert len(list(first.runs.rglob("*.cell"))) == 2
+    second = launch()
+    wait_until(lambda: len(second.log("ready")) == 2, 20)
+    assert [entry["cell_files"] for entry in second.log("found what an earlier run left")] == [2]
+    assert len([path for path in (second.runs / "tests").iterdir() if path.is_dir()]) == 1
+    assert second.stop() == 0
+
+
+def test_readiness_tells_of_a_lost_broker_and_liveness_does_not(
+    launch: Launch, nats_server: NatsServer
+) -> None:
+    """And readiness comes back with it."""
+    run = launch().wait_until_ready()
+    assert (run.get("/livez").status_code, run.get("/readyz").status_code) == (200, 200)
+    nats_server.kill()
+    wait_until(lambda: run.get("/readyz").status_code == 503)
+    assert run.get("/livez").status_code == 200
+    assert run.get("/readyz").json()["failing"]["broker"] == "disconnected"
+    nats_server.start()
+    run.process.kill()
+
+
+def test_a_silent_supervisor_fails_liveness(launch: Launch) -> None:
+    """Its parent kills it about then; the root has nobody above it but whoever asks the probe."""
+    run = launch().wait_until_ready()
+    os.kill(run.control_plane()[2], signal.SIGSTOP)
+    wait_until(lambda: run.get("/livez").status_code == 503, 15)
+    assert list(run.get("/livez").json()["failing"]) == ["supervisor root"]
+    run.process.kill()
+
+
+def test_the_tree_is_for_loopback_names_only(launch: Launch) -> None:
+    """A page that rebinds its name to 127.0.0.1 sends its own name."""
+    run = launch().wait_until_ready()
+    assert run.get("/api/tree").json()["name"] == "root"
+    assert run.get("/api/tree", Host="evil.example").status_code == 403
+    assert run.get("/readyz", Host="evil.example").status_code == 200
+    assert run.stop() == 0

@@ -1,0 +1,191 @@
+"""What becomes of deliveries when a cell, or everything, dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.nats import NatsServer
+from support.recorder import Noted
+from support.running import Running, running, until
+from understudy.config.connection import ConnectionSpec
+from understudy.runtime.jetstream import api, connection
+from understudy.runtime.jetstream.publisher import Publisher
+
+DURABLE = "recorder-recorder"
+
+
+def note(url: str, numbers: range, customers: int = 8) -> None:
+    """Publish numbered events, in order for each customer."""
+
+    async def publish() -> None:
+        async with Publisher.connect(url) as publisher:
+            await asyncio.gather(
+                *(publisher.publish(Noted(number=n, customer=f"c{n % customers}")) for n in numbers)
+            )
+
+    asyncio.run(publish())
+
+
+def consumer(url: str) -> dict[str, Any]:
+    """Return the server's description of the recorder's consumer."""
+
+    async def ask() -> dict[str, Any]:
+        client = await connection.connect(ConnectionSpec(servers=(url,)), name="test")
+        try:
+            info = await api.consumer_info(client, "NOTES", DURABLE)
+            assert info is not None
+            return info
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+def all_handled(run: Running, count: int) -> bool:
+    """Return whether each of the numbers was handled at least once."""
+    return len(run.numbers()) == count
+
+
+def orders(run: Running) -> dict[str, list[int]]:
+    """Return, for each customer, the sequences in the order of their first handling."""
+    seen: dict[str, list[int]] = {}
+    for _, _, _, sequence, customer in run.handled():
+        if int(sequence) not in seen.setdefault(customer, []):
+            seen[customer].append(int(sequence))
+    return seen
+
+
+@pytest.mark.parametrize("keyed", ["", "yes"])
+def test_a_killed_cell_s_deliveries_are_taken_over_without_redelivery(
+    nats_server: NatsServer, tmp_path: Path, keyed: str
+) -> None:
+    """The replacement handles what was held within a second, and the server redelivers none of it."""
+    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.05", RECORD_KEYED=keyed) as run:
+        note(nats_server.url, range(200))
+        until(lambda: run.cell("recorder/0")["status"]["held"] == 64)
+        time.sleep(0.3)  # nothing is on its way to a full mailbox
+        before = len(run.handled())
+        killed = run.cell("recorder/0")["status"]["pid"]
+        os.kill(killed, signal.SIGKILL)
+        died = time.monotonic()
+        until(lambda: any(int(line[0]) != killed for line in run.handled()))
+        recovered = time.monotonic() - died
+        assert recovered < 1.0
+        until(lambda: all_handled(run, 200))
+        assert before < 200
+        # What was in a handler's hands may have been written down before the kill.
+        assert sum(run.numbers().values()) <= 200 + (16 if keyed else 1)
+        cell = run.cell("recorder/0")
+        assert cell["supervision"]["last_reason"] == "killed by SIGKILL"
+        assert cell["status"]["counters"]["taken_over"] >= 30
+        assert cell["status"]["counters"]["redelivered"] <= 1
+        if keyed:
+            assert all(sequences == sorted(sequences) for sequences in orders(run).values())
+        assert run.terminate() == 0
+    info = consumer(nats_server.url)
+    assert (info["num_pending"], info["num_ack_pending"]) == (0, 0)
+
+
+def test_a_sole_owner_keeps_the_order_of_each_key_over_kills_under_load(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """What was in the dead cell's socket comes again before anything newer."""
+    count = 20_000
+    with running(nats_server.url, tmp_path, RECORD_KEYED="yes") as run:
+        note(nats_server.url, range(count), customers=50)
+        for _ in range(3):
+            handled = len(run.handled())
+            until(lambda: len(run.handled()) > handled + 500)  # noqa: B023
+            os.kill(run.cell("recorder/0")["status"]["pid"], signal.SIGKILL)
+        until(lambda: all_handled(run, count), 40)
+        assert all(sequences == sorted(sequences) for sequences in orders(run).values())
+        assert run.cell("recorder/0")["supervision"]["restarts"] == 3
+        assert run.terminate() == 0
+
+
+def test_a_delivery_that_kills_its_process_is_dead_lettered_alone(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """After max_crashes deaths it is given up with the signal's name; its neighbours are handled."""
+    with running(nats_server.url, tmp_path, RECORD_DEADLY="17") as run:
+        note(nats_server.url, range(100))
+        until(lambda: all_handled(run, 99))
+        until(lambda: consumer(nats_server.url)["num_ack_pending"] == 0)
+        letters = run.events("dead letter")
+        assert [letter["reason"] for letter in letters] == ["crashed"]
+        assert "killed by SIGSEGV" in letters[0]["error"]
+        assert 17 not in run.numbers()
+        assert run.cell("recorder/0")["supervision"]["restarts"] == 3
+        assert run.terminate() == 0
+
+
+def test_the_next_start_takes_over_what_a_killed_launcher_left(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """Every process dies with the launcher, and the next run goes on with what was held."""
+    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.02") as run:
+        note(nats_server.url, range(200))
+        until(lambda: run.cell("recorder/0")["status"]["held"] == 64)
+        time.sleep(0.3)
+        assert run.process is not None
+        run.process.kill()
+        run.process.wait()
+        handled = len(run.handled())
+        run.start()
+        until(lambda: len(run.handled()) > handled, 3)
+        until(lambda: all_handled(run, 200))
+        assert run.cell("recorder/0")["status"]["counters"]["taken_over"] >= 30
+        assert run.events("dead letter") == []
+        assert run.terminate() == 0
+
+
+def test_twenty_graceful_restarts_over_one_held_backlog_lose_nothing(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """No drain counts as an attempt, so that nothing is dead-lettered for having waited."""
+    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.1") as run:
+        note(nats_server.url, range(400))
+        for _ in range(20):
+            assert run.terminate() == 0
+            run.start()
+        until(lambda: all_handled(run, 400), 60)
+        assert sum(run.numbers().values()) == 400
+        assert {line[2] for line in run.handled()} == {"1"}
+        assert run.events("dead letter") == []
+        assert run.terminate() == 0
+
+
+def test_sigterm_under_load_leaves_nothing_pending(nats_server: NatsServer, tmp_path: Path) -> None:
+    """A quick handler's deliveries are all settled when the run has ended, and the next start goes on."""
+    with running(nats_server.url, tmp_path) as run:
+        note(nats_server.url, range(30_000))
+        until(lambda: len(run.handled()) > 1000)
+        assert run.terminate() == 0
+        handled = len(run.handled())
+        assert handled < 30_000
+        assert consumer(nats_server.url)["num_ack_pending"] == 0
+        run.start()
+        until(lambda: all_handled(run, 30_000), 40)
+        assert sum(run.numbers().values()) == 30_000
+        assert run.terminate() == 0
+
+
+def test_a_restarted_broker_loses_nothing(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Cells reconnect and go on; readiness says so meanwhile."""
+    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.001") as run:
+        note(nats_server.url, range(3000))
+        until(lambda: len(run.handled()) > 300)
+        nats_server.stop()
+        until(lambda: run.get("/readyz")[0] == 503)
+        assert run.get("/livez")[0] == 200
+        nats_server.start()
+        until(lambda: run.get("/readyz")[0] == 200)
+        until(lambda: all_handled(run, 3000), 40)
+        assert run.terminate() == 0

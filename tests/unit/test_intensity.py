@@ -1,0 +1,33 @@
+"""Restart intensity, as OTP counts it."""
+
+from __future__ import annotations
+
+import pytest
+
+from understudy.runtime.supervision.intensity import Intensity
+
+
+def test_as_many_restarts_as_allowed_are_borne_within_the_window() -> None:
+    """One more isn't."""
+    intensity = Intensity(max_restarts=3, max_seconds=5.0)
+    assert [intensity.record(now) for now in (0.0, 1.0, 2.0, 3.0)] == [True, True, True, False]
+
+
+def test_a_restart_older_than_the_window_no_longer_counts() -> None:
+    """The window slides with each restart."""
+    intensity = Intensity(max_restarts=2, max_seconds=5.0)
+    assert all(intensity.record(now) for now in (0.0, 4.0, 5.1, 9.5, 10.2))
+    assert not intensity.record(10.3)
+
+
+def test_a_restart_exactly_as_old_as_the_window_still_counts() -> None:
+    """The bound is inclusive."""
+    intensity = Intensity(max_restarts=1, max_seconds=5.0)
+    assert intensity.record(0.0)
+    assert not intensity.record(5.0)
+
+
+@pytest.mark.parametrize("max_seconds", [0.001, 5.0, 3600.0])
+def test_zero_restarts_give_up_at_the_first(max_seconds: float) -> None:
+    """Whatever the window."""
+    assert not Intensity(max_restarts=0, max_seconds=max_seconds).record(0.0)

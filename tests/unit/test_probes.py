@@ -1,0 +1,223 @@
+"""What the HTTP routes answer, and what they are asked for."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from understudy.actors.errors import ConfigurationError
+from understudy.runtime.admin.port import check_port
+from understudy.runtime.admin.probes import build_routes, is_loopback
+from understudy.runtime.cell.cellfile import CellFile, CellState, Identity, boot_id, boottime
+from understudy.runtime.supervision.health import missing_parts, silent_supervisors
+from understudy.runtime.supervision.statefile import (
+    ChildState,
+    ChildStatus,
+    SupervisorState,
+    SupervisorStatus,
+    write_state,
+)
+from understudy.runtime.supervision.tree import read_tree
+
+
+class Answers:
+    """A launcher that answers what the test wants."""
+
+    def __init__(self, not_alive: dict[str, str], not_ready: dict[str, str]) -> None:
+        self._not_alive, self._not_ready = not_alive, not_ready
+
+    def not_alive(self) -> dict[str, str]:
+        return self._not_alive
+
+    def not_ready(self) -> dict[str, str]:
+        return self._not_ready
+
+    def tree(self) -> object:
+        return {"name": "root"}
+
+
+async def get(app: Starlette, path: str, host: str = "127.0.0.1:8400") -> httpx.Response:
+    """Ask the application without a socket."""
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        return await client.get(path, headers={"Host": host})
+
+
+async def test_all_is_well() -> None:
+    """Three times 200, and nothing named."""
+    app = build_routes(Answers({}, {}), "127.0.0.1")
+    answers = [await get(app, path) for path in ("/livez", "/readyz", "/healthz")]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert [answer.json() for answer in answers] == [
+        {"alive": True, "failing": {}},
+        {"ready": True, "failing": {}},
+        {"healthy": True, "not_alive": {}, "not_ready": {}},
+    ]
+
+
+async def test_what_fails_is_named() -> None:
+    """Liveness doesn't follow readiness."""
+    app = build_routes(Answers({}, {"broker": "disconnected"}), "127.0.0.1")
+    answers = [await get(app, path) for path in ("/livez", "/readyz", "/healthz")]
+    assert [answer.status_code for answer in answers] == [200, 503, 503]
+    assert answers[1].json() == {"ready": False, "failing": {"broker": "disconnected"}}
+    assert answers[2].json() == {"healthy": False, "not_alive": {}, "not_ready": {"broker": "disconnected"}}
+
+
+@pytest.mark.parametrize(
+    ("bound", "named", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8400", 200),
+        ("127.0.0.1", "localhost:8400", 200),
+        ("localhost", "localhost", 200),
+        ("::1", "[::1]:8400", 200),
+        ("127.0.0.1", "evil.example:8400", 403),
+        ("127.0.0.1", "127.0.0.1.evil.example", 403),
+        ("0.0.0.0", "127.0.0.1:8400", 403),
+        ("10.0.0.1", "10.0.0.1:8400", 403),
+    ],
+)
+async def test_the_tree_is_told_on_loopback_to_loopback(bound: str, named: str, status: int) -> None:
+    """Off loopback it waits for tokens."""
+    assert (await get(build_routes(Answers({}, {}), bound), "/api/tree", named)).status_code == status
+
+
+async def test_a_probe_may_come_under_any_name() -> None:
+    """A kubelet names the pod's address."""
+    assert (await get(build_routes(Answers({}, {}), "0.0.0.0"), "/readyz", "10.1.2.3")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.9.9.9", True), ("::1", True), ("example.org", False), (None, False)]
+)
+def test_what_is_loopback(host: str | None, *, loopback: bool) -> None:
+    """By address, never by what a name may resolve to."""
+    assert is_loopback(host) is loopback
+
+
+def test_a_port_in_use_is_named_with_the_remedy() -> None:
+    """And a free one stays free."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigurationError) as raised:
+            check_port("127.0.0.1", port)
+    assert str(raised.value) == (
+        f"http.port: 127.0.0.1:{port} can't be used (Address already in use); "
+        "end what listens there, choose another port (--http-port), or let any free one be taken "
+        "(--http-port 0)"
+    )
+    check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+
+
+def test_a_foreign_address_is_refused() -> None:
+    """It belongs to a network for documentation."""
+    with pytest.raises(
+        ConfigurationError, match=r"^http\.port: 192\.0\.2\.1:0 can't be used \(Cannot assign"
+    ):
+        check_port("192.0.2.1", 0)
+
+
+def child(name: str, state: ChildState = "up", reason: str = "") -> ChildStatus:
+    """Return a cell, or a supervisor if the name has no index."""
+    actor, _, index = name.partition("/")
+    return ChildStatus(
+        name=name,
+        kind="cell" if index else "supervisor",
+        state=state,
+        pid=1,
+        start_ticks=0,
+        generation=1,
+        restarts=0,
+        last_reason=reason,
+        crashed=False,
+        cell_file=f"{actor}.{index}.1.cell" if index else "",
+    )
+
+
+def supervise(
+    directory: Path, name: str, *children: ChildStatus, state: SupervisorState = "up", silent: float = 0.0
+) -> None:
+    """Write a supervisor's view."""
+    write_state(
+        directory,
+        SupervisorStatus(
+            name=name,
+            pid=1,
+            generation=1,
+            state=state,
+            reason="",
+            heartbeat=boottime() - silent,
+            timed_out=(),
+            children=children,
+        ),
+    )
+
+
+def cell(directory: Path, name: str, state: CellState, reason: str = "", *, connected: bool = True) -> None:
+    """Write a cell file."""
+    actor, index = name.split("/")
+    identity = Identity(
+        app="app",
+        actor=actor,
+        cell=name,
+        durable="d",
+        stream="S",
+        boot_id=boot_id(),
+        run_id="run",
+        generation=1,
+    )
+    file = CellFile.create(directory / f"{actor}.{index}.1.cell", identity, 4)
+    file.status.gauge("connected", int(connected))
+    file.status.state(state, reason)
+
+
+def test_a_tree_that_is_up_misses_nothing(tmp_path: Path) -> None:
+    """A cell that holds back for an open breaker is at work."""
+    supervise(tmp_path, "root", child("a/0"), child("ops"))
+    supervise(tmp_path, "ops", child("b/0"))
+    cell(tmp_path, "a/0", CellState.UP)
+    cell(tmp_path, "b/0", CellState.PAUSED, "circuit breaker payments is open")
+    assert missing_parts(read_tree(tmp_path, "root")) == {}
+
+
+def test_what_is_missing_is_named_with_why(tmp_path: Path) -> None:
+    """Backoff, a lost connection, a pause that is no breaker's, a supervisor that starts."""
+    supervise(
+        tmp_path,
+        "root",
+        child("a/0", "backoff", "killed by SIGSEGV"),
+        child("b/0"),
+        child("c/0"),
+        child("ops"),
+    )
+    supervise(tmp_path, "ops", state="starting")
+    cell(tmp_path, "b/0", CellState.UP, connected=False)
+    cell(tmp_path, "c/0", CellState.PAUSED, "too many deliveries in a row can't be read")
+    assert missing_parts(read_tree(tmp_path, "root")) == {
+        "supervisor ops": "starting",
+        "cell a/0": "backoff (killed by SIGSEGV)",
+        "cell b/0": "not connected to the broker",
+        "cell c/0": "paused: too many deliveries in a row can't be read",
+    }
+
+
+def test_before_the_root_has_begun_nothing_is_ready_and_nothing_is_dead(tmp_path: Path) -> None:
+    """Its first file comes with its first child."""
+    tree = read_tree(tmp_path, "root")
+    assert missing_parts(tree) == {"supervisor root": "not started yet"}
+    assert silent_supervisors(tree) == {}
+
+
+def test_a_supervisor_is_silent_only_while_it_should_speak(tmp_path: Path) -> None:
+    """One that is being restarted isn't."""
+    supervise(tmp_path, "root", child("hung"), child("gone", "backoff"))
+    supervise(tmp_path, "hung", silent=60.0)
+    supervise(tmp_path, "gone", silent=60.0)
+    assert silent_supervisors(read_tree(tmp_path, "root")) == {"supervisor hung": "silent for 60 s"}
