@@ -191,7 +191,7 @@ def open_stage(say: Callable[[str], None], *, keep: bool) -> Iterator[Stage]:
     # On tmpfs where there is one: cell files are written all the time, and need not survive the machine.
     shared_memory = Path("/dev/shm")  # noqa: S108
     base = shared_memory if os.access(shared_memory, os.W_OK) else directory
-    run_directory = Path(tempfile.mkdtemp(prefix="understudy-demo-", dir=base))
+    run_directory = Path(tempfile.mkdtemp(prefix=f"{directory.name}-", dir=base))
     try:
         with contextlib.ExitStack() as stack:
             stage = _start(directory, run_directory, stack, say)

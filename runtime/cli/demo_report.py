@@ -69,30 +69,25 @@ def print_tables(report: Report) -> None:
 
 def print_json(report: Report) -> None:
     """Print everything as one JSON object on standard output."""
-    observed = asdict(report.observed)
-    json.dump(
-        {
-            "ok": not report.wrong,
-            "wrong": report.wrong,
-            "carriers": {
-                carrier: {
-                    "flights": tally.flights,
-                    "cancelled": tally.cancelled,
-                    "mean_delay_minutes": tally.mean_delay_minutes,
-                }
-                for carrier, tally in sorted(report.counted.carriers.items())
-            },
-            "notices": len(report.ledger["notices"]),
-            "notices_repeated": report.ledger["repeated"],
-            "notices_refused": report.ledger["refused"],
-            **observed,
-            "exit_code": report.exit_code,
-            "stop_seconds": report.stop_seconds,
+    summary = {
+        "ok": not report.wrong,
+        "wrong": report.wrong,
+        "carriers": {
+            carrier: {
+                "flights": tally.flights,
+                "cancelled": tally.cancelled,
+                "mean_delay_minutes": tally.mean_delay_minutes,
+            }
+            for carrier, tally in sorted(report.counted.carriers.items())
         },
-        sys.stdout,
-        indent=2,
-    )
-    sys.stdout.write("\n")
+        "notices": len(report.ledger["notices"]),
+        "notices_repeated": report.ledger["repeated"],
+        "notices_refused": report.ledger["refused"],
+        **asdict(report.observed),
+        "exit_code": report.exit_code,
+        "stop_seconds": report.stop_seconds,
+    }
+    sys.stdout.write(f"{json.dumps(summary, indent=2)}\n")
 
 
 def _carriers(report: Report) -> Table:
@@ -130,11 +125,11 @@ def _figures(report: Report) -> Table:
         ("handled", f"{seen.handled_seconds:.1f} s after the first, {flights / seen.handled_seconds:,.0f}/s"),
         ("killed", f"{seen.killed} after {seen.killed_at:,}; up again in {seen.recovery_seconds:.2f} s"),
         ("restarts", f"{seen.restarts}"),
-        ("taken over", f"{counters['taken_over']:,} deliveries by the killed cell's replacement"),
+        ("taken over", f"{counters.get('taken_over', 0):,} deliveries by the killed cell's replacement"),
         ("redelivered", redelivered or "none"),
         (
             "breaker openings",
-            f"{counters['breaker_openings']}; {seen.most_waiting:,} late flights waited at most",
+            f"{counters.get('breaker_openings', 0)}; {seen.most_waiting:,} late flights waited at most",
         ),
         (
             "notices",

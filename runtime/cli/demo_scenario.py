@@ -30,6 +30,8 @@ BATCH = 90
 OUTAGE_AT = 0.25
 OUTAGE_SECONDS = 3.0
 RECOVERY_TIMEOUT_SECONDS = 60.0
+# What a killed cell had in its socket comes again after `ack_wait`: nobody should stare at a still screen.
+SAY_EVERY_SECONDS = 4.0
 # Nothing has moved for so long: something is wrong.
 STALL_SECONDS = 60.0
 
@@ -67,7 +69,7 @@ class Observed:
     recovery_seconds: float = 0.0
     most_waiting: int = 0
     restarts: int = 0
-    counters: Counter[str] = field(default_factory=Counter)
+    counters: dict[str, int] = field(default_factory=dict)
     redelivered: dict[str, int] = field(default_factory=dict)
     unsettled: dict[str, int] = field(default_factory=dict)
     dead_letters: int = 0
@@ -116,7 +118,7 @@ class Scenario:
             for task in tasks:
                 task.cancel()
             await close(self._client)
-        self.observed.counters = sum(self._counters.values(), Counter())
+        self.observed.counters = dict(sum(self._counters.values(), Counter[str]()))
         self.observed.restarts = sum(cell.restarts for cell in self._cells.values())
 
     async def _play(self) -> None:
@@ -199,18 +201,22 @@ class Scenario:
 
     async def _wait_until_handled(self) -> None:
         before: list[Backlog] = []
-        moved = time.monotonic()
+        moved = said = time.monotonic()
         while True:
             # In this order: what the monitor has settled is in the stream by the time the notifier is asked.
             backlogs = [await self._backlog(durable) for durable in DURABLES]
             if not any(left.pending or left.ack_pending for left in backlogs):
+                self._audience.advance(published=self._published, counted=self._published)
                 self._audience.say("everything is handled: nothing waits, nothing is unacknowledged")
                 return
+            now = time.monotonic()
             if backlogs != before:
-                before, moved = backlogs, time.monotonic()
-            elif time.monotonic() > moved + STALL_SECONDS:
-                left = ", ".join(f"{name}: {one}" for name, one in zip(DURABLES, backlogs, strict=True))
-                raise DemoFailed(f"nothing has moved for {STALL_SECONDS:g} s; {left}")
+                before, moved = backlogs, now
+            elif now > moved + STALL_SECONDS:
+                raise DemoFailed(f"nothing has moved for {STALL_SECONDS:g} s; left are {_describe(backlogs)}")
+            if now > said + SAY_EVERY_SECONDS:
+                said = now
+                self._audience.say(f"left are {_describe(backlogs)}")
             await asyncio.sleep(0.05)
 
     async def _backlog(self, durable: str) -> Backlog:
@@ -232,6 +238,14 @@ async def read_broker(stage: Stage, departures: int, observed: Observed) -> None
         observed.dead_letters = letters["state"]["messages"]
     finally:
         await close(client)
+
+
+def _describe(backlogs: Sequence[Backlog]) -> str:
+    return "; ".join(
+        f"{durable}: {left.pending:,} waiting, {left.ack_pending:,} unacknowledged"
+        for durable, left in zip(DURABLES, backlogs, strict=True)
+        if left.pending or left.ack_pending
+    )
 
 
 def _connection(stage: Stage) -> ConnectionSpec:
