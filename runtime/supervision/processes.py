@@ -101,6 +101,12 @@ def reap_children(spare: Collection[int] = ()) -> None:
     Args:
         spare: pids whose exit status somebody else waits for.
     """
+    # Asked several times a second: only if there is a zombie at all is it worth to read all of /proc.
+    try:
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return
+    except ChildProcessError:
+        return
     own = os.getpid()
     for process in descendants(own):
         if process.parent_pid == own and process.is_zombie and process.pid not in spare:
