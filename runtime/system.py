@@ -222,7 +222,12 @@ class System:
     async def _keep_up(self, root: _Watched, url: str) -> None:
         """Return when a signal came or the root has ended; say once that everything is up."""
         said = False
+        server = _Watched(self._spare[0]) if self._spare else None
         while not (self._stop.is_set() or root.ended.is_set()):
+            if server is not None and server.ended.is_set():
+                # Nobody starts it again, but nothing is lost either: its store is what the next run finds.
+                _log.error("the embedded nats-server died; stop this run and start it anew")
+                server = None
             reap_children([*self._spare, *(watched.pid for watched in self._deaths.values())])
             if not said and not self.not_ready():
                 said = True
