@@ -26,7 +26,7 @@ STATISTICS, MONITOR, NOTIFIER = DURABLES = ("flights-statistics", "flights-delay
 
 # Slow enough to watch.
 RATE_PER_SECOND = 1_800
-BATCH = 90
+BATCH = 36
 OUTAGE_AT = 0.25
 OUTAGE_SECONDS = 3.0
 RECOVERY_TIMEOUT_SECONDS = 60.0
