@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
 import structlog
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from understudy.actors.context import StartContext
 from understudy.actors.errors import BrokerError
@@ -25,6 +23,7 @@ from understudy.runtime.cell.pipeline import Pipeline
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.jetstream import api, connection
+from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.publisher import PublishWindow
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject, parse_ack_subject
 from understudy.runtime.jetstream.subscription import PullSubscription
@@ -72,7 +71,7 @@ class Cell:
         self._stop = asyncio.Event()
         self._failure: asyncio.Future[None] | None = None
         self._draining = False
-        self._client: Client | None = None
+        self._client: Connection | None = None
         # Made when the connection stands and the actor has started, before any delivery.
         self._prepared = False
         self._settlement: Settlement
@@ -145,6 +144,7 @@ class Cell:
             attempts=attempts,
             identity=self._file.identity,
             allow_direct=bool(stream["config"].get("allow_direct")),
+            consumer_sequence=consumer["delivered"]["consumer_seq"],
             mailbox=self._mailbox,
             ledger=self._ledger,
             status=self._status,
@@ -259,24 +259,24 @@ class Cell:
             self._file.remove()
         _log.info("drained", given_back=len(held))
 
-    def _deliver(self, message: Msg) -> None:
-        delivery_count, sequence, timestamp = parse_ack_subject(message.reply)
+    def _deliver(self, subject: str, reply: str, body: bytes, headers: Mapping[str, str] | None) -> None:
+        delivery_count, sequence, timestamp = parse_ack_subject(reply)
         self._status.count("received")
         if delivery_count > 1:
             self._status.count("redelivered")
         held = self._mailbox.get(sequence)
         if held is not None:
             # The server gave up waiting for us, as after a long loss of the connection; we still have it.
-            held.reply = message.reply
+            held.reply = reply
             held.delivery_count = delivery_count
             return
         now = boottime()
         delivery = HeldDelivery(
             stream=self._start.spec.stream,
-            subject=message.subject,
-            reply=message.reply,
-            body=message.data,
-            headers=message.headers,
+            subject=subject,
+            reply=reply,
+            body=body,
+            headers=headers,
             sequence=sequence,
             delivery_count=delivery_count,
             timestamp=timestamp,
@@ -287,31 +287,42 @@ class Cell:
         self._pipeline.prepare(delivery)
         self._lanes.add(delivery)
 
-    async def _recover_order(self) -> None:
-        """Have a sole owner's lost deliveries come again at once and in order, before anything newer.
+    async def _recover_order(self) -> int:
+        """Have a sole owner's lost deliveries come again at once, before anything newer.
 
         What was on its way to a dead process or connection is in no mailbox; the server would deliver it
         after `ack_wait`, behind newer events of its key. What is done but still pending lost its ack.
+
+        Returns:
+            How many redeliveries there may be.
         """
         if not self._options.is_sole_owner:
-            return
+            return 0
         assert self._client is not None
         spec = self._start.spec
         info = await api.consumer_info(self._client, spec.stream, spec.durable)
         if info is None or info["num_ack_pending"] == 0:
-            return
+            return 0
         done = set(self._ledger.done_sequences())
         lost = []
         for sequence in range(info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"] + 1):
             if self._mailbox.get(sequence) is not None:
                 continue
-            reply = ack_subject(spec.stream, spec.durable, 1, sequence)
+            reply = ack_subject(
+                spec.stream,
+                spec.durable,
+                delivery_count=1,
+                sequence=sequence,
+                consumer_sequence=info["delivered"]["consumer_seq"],
+            )
             if sequence in done:
                 await self._settlement.ack(reply)
             else:
                 lost.append(reply)
         if not await self._settlement.nak_in_order(lost):
             raise BrokerError("lost deliveries could not be recovered")
+        # Never more than the ledger has slots for; the rest comes by ordinary requests.
+        return int(min(info["num_ack_pending"], 2 * self._options.mailbox.capacity) - len(self._mailbox))
 
     async def _beat(self) -> None:
         while True:

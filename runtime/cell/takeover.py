@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 import structlog
-from nats.aio.client import Client
 
 from understudy.runtime.cell.cellfile import (
     CellFileError,
@@ -26,6 +25,7 @@ from understudy.runtime.cell.cellfile import (
 )
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.direct import read_message
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject
 from understudy.runtime.stores.attempts import AttemptStore
@@ -52,6 +52,7 @@ class Takeover:
         client, settlement, attempts: the data path.
         identity: ours, with the creation times of stream and consumer.
         allow_direct: whether the stream answers direct gets.
+        consumer_sequence: the last that the consumer has delivered.
         mailbox, ledger, status: what the cell holds and says.
         ack_wait_seconds: what is older than this is left to the server, which delivers it again.
     """
@@ -59,11 +60,12 @@ class Takeover:
     def __init__(
         self,
         *,
-        client: Client,
+        client: Connection,
         settlement: Settlement,
         attempts: AttemptStore,
         identity: Identity,
         allow_direct: bool,
+        consumer_sequence: int,
         mailbox: Mailbox,
         ledger: Ledger,
         status: Status,
@@ -74,6 +76,7 @@ class Takeover:
         self._attempts = attempts
         self._identity = identity
         self._allow_direct = allow_direct
+        self._consumer_sequence = consumer_sequence
         self._mailbox = mailbox
         self._ledger = ledger
         self._status = status
@@ -187,5 +190,9 @@ class Takeover:
 
     def _reply(self, entry: Entry) -> str:
         return ack_subject(
-            self._identity.stream, self._identity.durable, entry.delivery_count, entry.sequence
+            self._identity.stream,
+            self._identity.durable,
+            delivery_count=entry.delivery_count,
+            sequence=entry.sequence,
+            consumer_sequence=self._consumer_sequence,
         )

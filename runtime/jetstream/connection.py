@@ -7,7 +7,7 @@ import random
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import nats
 import nats.errors
@@ -18,6 +18,8 @@ from understudy.actors.errors import BrokerRefused, BrokerUnreachable, Configura
 from understudy.config.connection import ConnectionSpec, redact_url
 
 MAX_RECONNECT_DELAY_SECONDS = 5.0
+# The name by which the rest of the runtime knows it, since only this package imports nats.
+Connection: TypeAlias = Client
 _log = structlog.get_logger("understudy.connection")
 
 

@@ -12,12 +12,23 @@ CONFIRM_TIMEOUT_SECONDS = 2.0
 _log = structlog.get_logger("understudy.settlement")
 
 
-def ack_subject(stream: str, durable: str, delivery_count: int, sequence: int) -> str:
+def ack_subject(
+    stream: str, durable: str, *, delivery_count: int, sequence: int, consumer_sequence: int
+) -> str:
     """Return the subject on which a delivery is settled, made anew from what a ledger holds.
 
-    The server goes by the stream sequence alone and accepts zeros for timestamp and pending count.
+    The server accepts zeros for timestamp and pending count, and finds the delivery by its stream sequence.
+    It ignores a nak, though, whose consumer sequence lies outside of what is delivered above the ack floor
+    (tried on 2.15.1). The last delivered one is inside for as long as the delivery is pending.
+
+    Args:
+        stream: the consumer's stream.
+        durable: the consumer.
+        delivery_count: how often the server had delivered it.
+        sequence: the stream sequence.
+        consumer_sequence: the consumer's last delivered sequence, or any that came after this delivery.
     """
-    return f"$JS.ACK.{stream}.{durable}.{delivery_count}.{sequence}.{sequence}.0.0"
+    return f"$JS.ACK.{stream}.{durable}.{delivery_count}.{sequence}.{consumer_sequence}.0.0"
 
 
 def parse_ack_subject(reply: str) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import nats.errors
@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from understudy.actors.errors import BrokerError
+from understudy.runtime.jetstream.settlement import parse_ack_subject
 
 # Short, because a drain waits until every request is filled or has expired.
 EXPIRES_SECONDS = 1.0
@@ -28,6 +29,8 @@ LOST_AFTER_SECONDS = 2.0
 RETRY_SECONDS = 0.25
 _EXPIRES_NANOSECONDS = round(EXPIRES_SECONDS * 1_000_000_000)
 _log = structlog.get_logger("understudy.subscription")
+
+Deliver = Callable[[str, str, bytes, Mapping[str, str] | None], None]
 
 
 class Room(Protocol):
@@ -53,10 +56,12 @@ class PullSubscription:
         client: a connection; the subscription must hear of its reconnects by `reconnected`.
         stream, durable: the consumer.
         room: the mailbox's free space.
-        deliver: called in the event loop with each delivery; may not block or raise.
+        deliver: called in the event loop with each delivery's subject, reply subject, body and headers; may
+            not block or raise.
         failed: called if the consumer is gone for good.
         before_first_pull: run before the first request of each inbox, so at the start and after each
-            reconnect, when nothing is on its way to us.
+            reconnect, when nothing is on its way to us. Returns how many redeliveries are to be fetched
+            first, and delivered sorted by stream sequence.
     """
 
     def __init__(
@@ -65,9 +70,9 @@ class PullSubscription:
         stream: str,
         durable: str,
         room: Room,
-        deliver: Callable[[Msg], None],
+        deliver: Deliver,
         failed: Callable[[BrokerError], None],
-        before_first_pull: Callable[[], Awaitable[None]],
+        before_first_pull: Callable[[], Awaitable[int]],
     ) -> None:
         self._client = client
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
@@ -85,6 +90,9 @@ class PullSubscription:
         self._last_request = 0.0
         self._not_before = 0.0
         self._alone = False
+        self._gathered: list[tuple[str, str, bytes, Mapping[str, str] | None]] | None = None
+        self._gathering = 0
+        self._gathering_ends: asyncio.Future[None] | None = None
         self._paused = False
         self._stopping = False
         self._changed = asyncio.Event()
@@ -199,7 +207,13 @@ class PullSubscription:
         return LOST_AFTER_SECONDS
 
     async def _on_message(self, message: Msg) -> None:
-        if message.reply.startswith("$JS.ACK."):
+        if not message.reply.startswith("$JS.ACK."):
+            self._on_status(message)
+        elif self._gathered is not None:
+            self._gathered.append((message.subject, message.reply, message.data, message.headers))
+            if len(self._gathered) >= self._gathering:
+                self._end_gathering()
+        else:
             self._outstanding -= 1
             if self._outstanding <= 0:
                 self._outstanding = self._outstanding_bytes = 0
@@ -207,15 +221,16 @@ class PullSubscription:
             else:
                 size = len(message.data) + len(message.subject) + len(message.reply)
                 self._outstanding_bytes = max(0, self._outstanding_bytes - size)
-            self._deliver(message)
-        else:
-            self._on_status(message)
+            self._deliver(message.subject, message.reply, message.data, message.headers)
 
     def _on_status(self, message: Msg) -> None:
         headers = message.headers or {}
         status = headers.get("Status", "")
         description = headers.get("Description", "")
         if status == "100":
+            return
+        if self._gathered is not None:
+            self._end_gathering()
             return
         inbox, _, name = message.subject.rpartition(".")
         if inbox != self._inbox:
@@ -249,16 +264,42 @@ class PullSubscription:
         self._outstanding_bytes = 0 if self._outstanding == 0 else max(0, self._outstanding_bytes - size)
 
     async def _open_inbox(self) -> None:
-        await self._before_first_pull()
+        redeliveries = await self._before_first_pull()
         inbox = self._client.new_inbox()
         # The mailbox bounds what arrives, so nats-py's own limits would only add silent drops.
         self._subscription = await self._client.subscribe(
             f"{inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
         )
+        if redeliveries > 0:
+            await self._gather(inbox, redeliveries)
         self._inbox = inbox
         self._requests.clear()
         self._outstanding = self._outstanding_bytes = 0
         self._not_before = 0.0
+
+    async def _gather(self, inbox: str, redeliveries: int) -> None:
+        """Fetch what the server is to deliver again, and deliver it in stream order.
+
+        The server puts what is given back behind what already waits for redelivery, so after two deaths in
+        a row its order is not the stream's.
+        """
+        self._gathered = []
+        self._gathering = redeliveries
+        self._gathering_ends = asyncio.get_running_loop().create_future()
+        request = json.dumps({"batch": redeliveries, "no_wait": True}).encode()
+        try:
+            await self._client.publish(self._next, request, reply=f"{inbox}.0")
+            await asyncio.wait_for(self._gathering_ends, LOST_AFTER_SECONDS)
+        except TimeoutError:
+            _log.warning("redeliveries did not come", durable=self._durable, messages=redeliveries)
+        finally:
+            gathered, self._gathered = self._gathered, None
+        for delivery in sorted(gathered, key=lambda delivery: parse_ack_subject(delivery[1])[1]):
+            self._deliver(*delivery)
+
+    def _end_gathering(self) -> None:
+        if self._gathering_ends is not None and not self._gathering_ends.done():
+            self._gathering_ends.set_result(None)
 
     async def _close_inbox(self) -> None:
         if self._subscription is not None:

@@ -78,7 +78,8 @@ async def ensure_topology(client: Client, app: AppSpec, *, apply: bool, force: b
         client: a connection.
         app: what is declared.
         apply: create what is missing, and widen a consumer's filters; False changes nothing.
-        force: update every field that the server lets us change, too (`check --apply`).
+        force: update every field that the server lets us change, too; with `apply` off, find out whether
+            that would succeed (`check`).
 
     Returns:
         What was found: all of it is done if `apply` and no exception was raised.
@@ -92,10 +93,10 @@ async def ensure_topology(client: Client, app: AppSpec, *, apply: bool, force: b
         await _plan_stream(client, plan, wanted, existing_only=existing_only)
     for consumer in app.consumers:
         await _plan_consumer(client, plan, consumer)
+    if plan.refused and (apply or force):
+        raise TopologyError(plan.refused)
     if not apply:
         return plan.changes
-    if plan.refused:
-        raise TopologyError(plan.refused)
     for subject, body in plan.actions:
         await _apply(client, subject, body)
     return plan.changes

@@ -140,7 +140,9 @@ async def test_one_key_keeps_its_order_while_others_go_side_by_side(orders: Benc
     for number in range(200):
         await orders.publisher.publish(Placed(number=number, customer=f"c{number % 8}"))
     await orders.settled(app)
-    assert {key: numbers == sorted(numbers) for key, numbers in seen.items()} == {f"c{n}": True for n in range(8)}
+    assert {key: numbers == sorted(numbers) for key, numbers in seen.items()} == {
+        f"c{n}": True for n in range(8)
+    }
     assert sum(map(len, seen.values())) == 200
     assert most > 1
 
@@ -180,7 +182,7 @@ async def test_failures_are_retried_and_then_dead_lettered_with_their_reason(ord
 
 
 async def test_malformed_bodies_are_dead_lettered_and_the_rest_is_handled(orders: Bench) -> None:
-    """JSON from a plain client is read, with and without headers; what can't be read is kept with a reason."""
+    """A plain client's JSON is read, with and without headers; what can't be read is kept with a reason."""
     seen: list[int] = []
 
     class Reader(Actor):
@@ -269,7 +271,9 @@ async def test_a_handler_may_catch_an_open_breaker(orders: Bench) -> None:
 
     from understudy.actors.errors import CircuitOpen
 
-    class Calling(Actor, retry=FAST, breakers=[CircuitBreaker("service", fail_max=1, reset_timeout_seconds=60)]):
+    class Calling(
+        Actor, retry=FAST, breakers=[CircuitBreaker("service", fail_max=1, reset_timeout_seconds=60)]
+    ):
         @handles
         async def placed(self, event: Placed, ctx: Context) -> None:
             try:

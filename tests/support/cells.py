@@ -23,7 +23,9 @@ from understudy.runtime.jetstream.topology import Backlog, backlog, dead_letter_
 TIMEOUT_SECONDS = 15.0
 
 
-async def until(condition: Callable[[], Awaitable[bool] | bool], timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+async def until(
+    condition: Callable[[], Awaitable[bool] | bool], timeout_seconds: float = TIMEOUT_SECONDS
+) -> None:
     """Return when the condition holds; fail if it doesn't within the timeout."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_seconds
@@ -47,7 +49,9 @@ class CellRun:
         self.cell: Cell | None = None
         self.task: asyncio.Task[None] | None = None
 
-    def start_message(self, *, reason: str = "", crashed: bool = False, actor: str | None = None) -> CellStart:
+    def start_message(
+        self, *, reason: str = "", crashed: bool = False, actor: str | None = None
+    ) -> CellStart:
         """Return the start of the next generation."""
         cells = {child.actor: child for child in self.app.spec().root.children}  # type: ignore[union-attr]
         spec = cells[actor] if actor is not None else next(iter(cells.values()))
@@ -65,7 +69,7 @@ class CellRun:
                 log_format="console",
                 shutdown_timeout_seconds=10,
             ),
-            spec=spec,  # type: ignore[arg-type]
+            spec=spec,
             generation=self.generation,
             reason=reason,
             crashed=crashed,
@@ -127,7 +131,9 @@ class Bench:
         consumer = app.spec().consumers[index]
         js = self.client.jetstream()
         # The pending count lags behind a publish; the ack floor doesn't.
-        last = max([(await js.get_last_msg(consumer.stream, subject)).seq or 0 for subject in consumer.filters])
+        last = max(
+            [(await js.get_last_msg(consumer.stream, subject)).seq or 0 for subject in consumer.filters]
+        )
 
         async def is_settled() -> bool:
             info = await consumer_info(self.client, consumer.stream, consumer.durable)

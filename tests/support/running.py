@@ -1,0 +1,136 @@
+"""`understudy run` as a process of its own, with what a fault test wants to know of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_SECONDS = 20.0
+
+
+def until(condition: Callable[[], object], timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Return when the condition holds; fail if it doesn't within the timeout."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_seconds} s")
+        time.sleep(0.005)
+
+
+class Running:
+    """One run of an app, from start to exit."""
+
+    def __init__(self, url: str, directory: Path, target: str, **environment: str) -> None:
+        self.record = directory / "record"
+        self._log = directory / "log"
+        self._arguments = [
+            sys.executable, "-m", "understudy.runtime", "run", target,
+            "--servers", url, "--http-port", "0", "--log-format", "json",
+        ]  # fmt: skip
+        self._environment = {
+            **os.environ,
+            "UNDERSTUDY_RUN_DIRECTORY": str(directory / "run"),
+            "RECORD_FILE": str(self.record),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            **environment,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self._log_offset = 0
+
+    @property
+    def pid(self) -> int:
+        """The launcher's process."""
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start it and return when it says that it is ready."""
+        self._log_offset = self._log.stat().st_size if self._log.exists() else 0
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._arguments, stderr=log, env=self._environment)
+        until(lambda: self.events("ready") or self.process.poll() is not None)  # type: ignore[union-attr]
+        assert self.process.poll() is None, self.log()
+        self._http = str(self.events("ready")[0]["http"])
+
+    def log(self) -> str:
+        """What this run has logged so far."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_offset)
+            return log.read().decode()
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What this run has logged so far, parsed; every line has to be JSON."""
+        return [json.loads(line) for line in self.log().splitlines() if line.endswith("}")]
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The log entries of one event."""
+        return [entry for entry in self.entries() if entry["event"] == event]
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Ask the launcher by HTTP; return status and body."""
+        try:
+            with urllib.request.urlopen(f"{self._http}{path}", timeout=5) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def cell(self, name: str) -> dict[str, Any]:
+        """A cell as /api/tree shows it."""
+
+        def search(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            for child in node.get("children", ()):
+                if child["name"] == name:
+                    yield child
+                yield from search(child)
+
+        return next(search(self.get("/api/tree")[1]))
+
+    def kill_cell(self, name: str) -> None:
+        """SIGKILL a cell's process, and return when its replacement is up."""
+        before = self.cell(name)["supervision"]
+        os.kill(before["pid"], signal.SIGKILL)
+
+        def is_up_again() -> bool:
+            now = self.cell(name)["supervision"]
+            return bool(now["state"] == "up" and now["generation"] > before["generation"])
+
+        until(is_up_again)
+
+    def handled(self) -> list[list[str]]:
+        """The record's lines, split."""
+        return [line.split() for line in self.record.read_text().splitlines()] if self.record.exists() else []
+
+    def numbers(self) -> Counter[int]:
+        """How often each number was handled."""
+        return Counter(int(line[1]) for line in self.handled())
+
+    def terminate(self, timeout_seconds: float = TIMEOUT_SECONDS) -> int:
+        """Send SIGTERM and return the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_seconds)
+
+
+@contextmanager
+def running(
+    url: str, directory: Path, target: str = "support.recorder:app", **environment: str
+) -> Iterator[Running]:
+    """Run an app for the length of a test, and kill what is left of it."""
+    run = Running(url, directory, target, **environment)
+    run.start()
+    try:
+        yield run
+    finally:
+        if run.process is not None and run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
