@@ -14,13 +14,13 @@ endif
 BIN := $(VENV)/bin
 # Newer than setup.cfg if what that asks for is installed.
 READY := $(VENV)/.ready
-# More processes than this only compete: each test has a server of its own.
-WORKERS ?= 2
+# More than there are cores, since most tests wait for other processes; each has a server of its own.
+WORKERS ?= 4
 ARGS ?=
 
 help:
 	@echo "make demo         see it work: real flights, an outage, a kill -9, every count checked"
-	@echo "make test         unit, contract and integration tests"
+	@echo "make test         unit, integration and fault tests"
 	@echo "make test-system  build the wheel, and run tests and demo against it"
 	@echo "make faults       kill every process of a tree, and see what happens"
 	@echo "make check        format, lint, types, direction of imports, packaging"
@@ -36,7 +36,7 @@ demo: $(READY)
 	@$(BIN)/understudy demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/pytest tests/unit $(wildcard tests/contract) tests/integration -n $(WORKERS) $(ARGS)
+	$(BIN)/pytest tests/unit $(wildcard tests/contract) tests/integration tests/faults -n $(WORKERS) $(ARGS)
 
 test-system: $(READY)
 	$(BIN)/pytest tests/system $(ARGS)

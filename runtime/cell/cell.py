@@ -111,6 +111,11 @@ class Cell:
             for task in background:
                 task.cancel()
 
+    def quiesce(self) -> None:
+        """Ask the stream for nothing more; what is held is handled on."""
+        if self._prepared:
+            self._subscription.quiesce()
+
     def stop(self) -> None:
         """Begin to drain; may be called more than once, and before the cell is ready."""
         self._stop.set()

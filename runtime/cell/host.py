@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from multiprocessing import util
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from thespian.actors import ActorExitRequest
 from understudy.runtime.app import App
 from understudy.runtime.cell.cell import Cell
 from understudy.runtime.cell.control_actor import ControlActor
-from understudy.runtime.cell.messages import Failed, Ready, Stop, Stopped
+from understudy.runtime.cell.messages import Failed, Quiesce, Ready, Stop, Stopped
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.target import load_app
 from understudy.runtime.telemetry.logs import LogFormat, configure_logging
@@ -48,9 +49,11 @@ class CellHost(ControlActor):
         match message:
             case CellStart():
                 self._begin(message, sender)
+            case Quiesce():
+                self._in_cell(Cell.quiesce)
             case Stop():
                 self._stop_asked = True
-                self._pass_stop_on()
+                self._in_cell(Cell.stop)
             case _:
                 pass
 
@@ -111,11 +114,11 @@ class CellHost(ControlActor):
 
     # In the main thread
 
-    def _pass_stop_on(self) -> None:
+    def _in_cell(self, action: Callable[[Cell], None]) -> None:
         if self._loop is None or self._cell is None:
             return
         try:
-            self._loop.call_soon_threadsafe(self._cell.stop)
+            self._loop.call_soon_threadsafe(action, self._cell)
         except RuntimeError:
             # The loop is closed: the cell has ended, and its last word is in the outbox.
             return

@@ -33,6 +33,10 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Quiesce(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask the stream for nothing more: the whole tree is about to stop, one child after the other."""
+
+
 class Stop(msgspec.Struct, frozen=True, kw_only=True):
     """Drain, answer Stopped, and end.
 

@@ -126,12 +126,16 @@ class PullSubscription:
         self._inbox = ""
         self._changed.set()
 
+    def quiesce(self) -> None:
+        """Ask for nothing more, for good; what was asked for may still arrive."""
+        self._stopping = True
+
     async def stop(self) -> None:
         """Ask for nothing more, and return when every request is filled or has expired.
 
         Unsubscribing earlier strands messages that are on their way until `ack_wait`.
         """
-        self._stopping = True
+        self.quiesce()
         deadline = time.monotonic() + EXPIRES_SECONDS + LOST_AFTER_SECONDS
         while self._outstanding > 0 and self._client.is_connected:
             remaining = deadline - time.monotonic()
@@ -150,7 +154,7 @@ class PullSubscription:
         await self._close_inbox()
 
     async def _refill_loop(self) -> None:
-        while not self._stopping:
+        while True:
             try:
                 wait = await self._refill()
             except (nats.errors.Error, BrokerError, TimeoutError) as error:
@@ -165,6 +169,8 @@ class PullSubscription:
 
     async def _refill(self) -> float:
         """Send what there is demand for and return when to look again at the latest, in seconds."""
+        if self._stopping:
+            return LOST_AFTER_SECONDS
         now = time.monotonic()
         if self._outstanding > 0 and now > self._last_request + EXPIRES_SECONDS + LOST_AFTER_SECONDS:
             _log.warning("a pull request was lost", durable=self._durable, messages=self._outstanding)

@@ -21,7 +21,7 @@ from thespian.actors import ActorExitRequest, WakeupMessage
 
 from understudy.runtime.cell.cellfile import boottime
 from understudy.runtime.cell.control_actor import ControlActor
-from understudy.runtime.cell.messages import Failed, Ready, Stop, Stopped
+from understudy.runtime.cell.messages import Failed, Quiesce, Ready, Stop, Stopped
 from understudy.runtime.supervision.backoff import RESTART_CAP_SECONDS, START_CAP_SECONDS
 from understudy.runtime.supervision.child import Child
 from understudy.runtime.supervision.intensity import Intensity
@@ -79,6 +79,8 @@ class Supervisor(ControlActor):
                 self._on_failed(message)
             case Stopped():
                 self._on_stopped(message)
+            case Quiesce():
+                self._quiesce()
             case Stop():
                 self._begin_stop(message.timeout_seconds)
             case _:
@@ -272,8 +274,15 @@ class Supervisor(ControlActor):
             self._state = "stopping"
         self._stop_deadline = boottime() + timeout_seconds
         self._to_stop.extend(reversed(self._children))
+        self._quiesce()
         self._save()
         self._stop_next()
+
+    def _quiesce(self) -> None:
+        """Have every child ask for nothing more, so that the last to stop have little to wait for."""
+        for child in self._children:
+            if child.process is not None:
+                self.send(child.address, Quiesce())
 
     def _stop_next(self) -> None:
         """Stop the last child that runs, and the one before it when that is gone or has had its share."""

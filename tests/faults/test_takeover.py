@@ -168,13 +168,15 @@ def test_graceful_restarts_over_one_held_backlog_lose_nothing(
 def test_sigterm_under_load_leaves_nothing_pending(nats_server: NatsServer, tmp_path: Path) -> None:
     """A quick handler's deliveries are all settled when the run has ended, and the next start goes on."""
     with running(nats_server.url, tmp_path) as run:
-        note(nats_server.url, range(30_000))
+        publishing = threading.Thread(target=note, args=(nats_server.url, range(30_000)))
+        publishing.start()
         until(lambda: len(run.handled()) > 1000)
         assert run.terminate() == 0
         handled = len(run.handled())
         assert handled < 30_000
         assert consumer(nats_server.url)["num_ack_pending"] == 0
         run.start()
+        publishing.join()
         until(lambda: all_handled(run, 30_000), 40)
         assert sum(run.numbers().values()) == 30_000
         assert run.terminate() == 0

@@ -30,7 +30,7 @@ class Noted(Event, subject="notes.noted"):
     customer: str = "c"
 
 
-class Recorder(Actor, mailbox=Mailbox(capacity=64)):
+class Recorder(Actor, mailbox=Mailbox(capacity=64), ack_wait_seconds=5, hang_timeout_seconds=3):
     """Appends `pid number attempt sequence customer` to the record."""
 
     def on_start(self, ctx: object) -> None:
