@@ -19,6 +19,7 @@ from understudy.runtime.jetstream import connection
 from understudy.runtime.jetstream.api import consumer_info
 from understudy.runtime.jetstream.publisher import Publisher
 from understudy.runtime.jetstream.topology import Backlog, backlog, dead_letter_stream, ensure_topology
+from understudy.runtime.specs import CellSpec
 
 TIMEOUT_SECONDS = 15.0
 
@@ -49,12 +50,10 @@ class CellRun:
         self.cell: Cell | None = None
         self.task: asyncio.Task[None] | None = None
 
-    def start_message(
-        self, *, reason: str = "", crashed: bool = False, actor: str | None = None
-    ) -> CellStart:
-        """Return the start of the next generation."""
-        cells = {child.actor: child for child in self.app.spec().root.children}  # type: ignore[union-attr]
-        spec = cells[actor] if actor is not None else next(iter(cells.values()))
+    def start_message(self, *, reason: str = "", crashed: bool = False) -> CellStart:
+        """Return the start of the next generation of the app's first cell."""
+        spec = self.app.spec().root.children[0]
+        assert isinstance(spec, CellSpec)
         self.generation += 1
         return CellStart(
             run=RunSpec(
