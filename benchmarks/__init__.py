@@ -1,0 +1,1 @@
+"""Measures understudy beside what people write without it; `python -m benchmarks --help` says how."""

@@ -1,0 +1,138 @@
+"""`python -m benchmarks`: measure, print a table, and fail if a message is unaccounted for."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nats
+
+from benchmarks.environment import describe_environment
+from benchmarks.harness import Scenario, Stage, run_rounds
+from benchmarks.report import Report, ScenarioReport
+from benchmarks.scenarios import SCENARIOS
+from understudy import UnderstudyError
+from understudy.actors.errors import ConfigurationError
+from understudy.runtime.broker.embedded import EmbeddedServer
+
+DIFFERENCE = 1
+USAGE = 2
+INTERRUPTED = 130
+
+EPILOG = """\
+scenarios:
+{scenarios}
+
+All contenders of a scenario run in turn, each in processes of its own against one nats-server that is started
+for this run, round after round; the table has medians and ratios of medians. Progress goes to stderr. The
+method and its caveats are in benchmarks/README.md.
+
+examples:
+  make bench                                        everything; about three minutes
+  make bench ARGS='--scenario drain --rounds 9'     one scenario, more rounds
+  python -m benchmarks --messages 20000 --rounds 1  a quick look, whose ratios mean little
+  python -m benchmarks --json bench.json            every sample, for a program to read
+
+exit status: 0 all measured and every message accounted for; 1 a message lost or handled twice, or a process
+that ended or stalled; 2 wrong usage, or no nats-server; 130 interrupted
+"""
+
+
+def main() -> int:
+    """Measure what the command line asks for, and return the exit status."""
+    options = _parse(sys.argv[1:])
+    directory = Path(tempfile.mkdtemp(prefix="understudy-bench-", dir=options.directory))
+    try:
+        server = EmbeddedServer.start(directory / "nats", join=False)
+        try:
+            report = asyncio.run(_measure(options, server.url, directory))
+        finally:
+            server.stop()
+    except ConfigurationError as error:
+        return _complain(error, USAGE)
+    except UnderstudyError as error:
+        return _complain(error, DIFFERENCE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    print(report.table())
+    if options.json is not None:
+        options.json.write_text(json.dumps(report.plain(), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+async def _measure(options: argparse.Namespace, url: str, directory: Path) -> Report:
+    client = await nats.connect(url)
+    try:
+        environment = describe_environment(client, directory)
+        reports = []
+        for scenario in _chosen(options.scenario):
+            messages = max(1, round(options.messages * scenario.share))
+            stage = Stage(url=url, client=client, directory=directory, messages=messages)
+            series = await run_rounds(scenario, stage, options.rounds, _say)
+            reports.append(
+                ScenarioReport(
+                    name=scenario.name, description=scenario.description, messages=messages, series=series
+                )
+            )
+        return Report(environment=environment, rounds=options.rounds, scenarios=reports)
+    finally:
+        await client.close()
+
+
+def _chosen(names: Sequence[str] | None) -> list[Scenario]:
+    return [scenario for scenario in SCENARIOS if not names or scenario.name in names]
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    described = "\n".join(f"  {scenario.name:14}{scenario.description}" for scenario in SCENARIOS)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure understudy beside what people write with nats-py alone.",
+        epilog=EPILOG.format(scenarios=described),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--scenario",
+        action="append",
+        choices=[scenario.name for scenario in SCENARIOS],
+        help="measure only this one; may be given more than once",
+    )
+    parser.add_argument("--rounds", type=_positive, default=5, help="runs of each contender (default: 5)")
+    parser.add_argument(
+        "--messages", type=_positive, default=100_000, help="messages in one run (default: 100000)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there, too")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        help="where the broker's store is made, and removed again (default: where temporary files go)",
+    )
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _complain(error: Exception, status: int) -> int:
+    _say(f"benchmarks: {error}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

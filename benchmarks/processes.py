@@ -1,0 +1,104 @@
+"""The processes that are measured: started with a clean environment, their CPU time read from outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Self
+
+from benchmarks.errors import BenchmarkFailed
+from understudy.runtime.cli.demo_processes import start_process, stop_process
+
+ROOT = Path(__file__).parents[1]
+START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 30.0
+
+
+class Program:
+    """A Python module that runs as a process of its own, and dies with ours.
+
+    Usable as a context manager, which kills it if it still runs at the end. Only the main thread may start
+    one.
+
+    Args:
+        module: as `python -m` takes it.
+        arguments: its command line.
+        log: where it says what went wrong.
+        stdout: where its results go; a pipe unless given.
+        environment: added to our own, from which all that configures understudy or NATS is taken away.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        log: Path,
+        stdout: int | IO[str] = subprocess.PIPE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._module = module
+        self._log = log
+        with log.open("w", encoding="utf-8") as stderr:
+            self.process = start_process(
+                module,
+                *arguments,
+                cwd=ROOT,
+                stdout=stdout,
+                stderr=stderr,
+                env=_clean_environment() | {"XDG_CONFIG_HOME": str(log.parent)} | dict(environment or {}),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    @property
+    def log(self) -> str:
+        """What it has said on stderr so far."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def check_alive(self) -> None:
+        """Raise if it has ended though nobody stopped it."""
+        if self.process.poll() is not None:
+            raise self._failed(f"ended by itself with status {self.process.returncode}")
+
+    def read_line(self) -> str:
+        """Return the next line that it prints; blocks."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._failed(f"ended without a result, with status {self.process.wait()}")
+        return line.strip()
+
+    def stop(self) -> None:
+        """Send SIGTERM and wait for the end, which has to be a clean one."""
+        status = stop_process(self.process, STOP_TIMEOUT_SECONDS)
+        if status != 0:
+            raise self._failed(f"was stopped and ended with status {status}")
+
+    def _failed(self, what: str) -> BenchmarkFailed:
+        end = "\n".join(self.log.splitlines()[-10:])
+        return BenchmarkFailed(f"{self._module} {what}; its log ends with:\n{end}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used, user and system, all its threads, to the nanosecond."""
+    # clock_getcpuclockid(3): the id of a process's clock is made from its pid; /proc has only ticks of 10 ms.
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def _clean_environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "UNDERSTUDY_NATS_SERVER" or not name.startswith(("UNDERSTUDY_", "NATS_"))
+    }

@@ -1,0 +1,83 @@
+"""Publish: typed events into a stream, each confirmed, by a process that measures itself.
+
+The clock and the CPU clock run from before the first publish until the last confirmation is in.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from benchmarks import streams
+from benchmarks.errors import NotConserved
+from benchmarks.harness import Sample, Stage
+from benchmarks.processes import Program
+from benchmarks.readings import STREAM
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a publishing process prints."""
+
+    confirmed: int
+    seconds: float
+    cpu_seconds: float
+
+
+class Publishing:
+    """One publishing process.
+
+    Args:
+        name: what the table calls it.
+        module: the program in `benchmarks.peers`.
+        how: its last argument.
+    """
+
+    def __init__(self, name: str, module: str, how: str) -> None:
+        self.name = name
+        self._module = f"benchmarks.peers.{module}"
+        self._how = how
+
+    async def measure(self, stage: Stage) -> Sample:
+        """Publish into an empty stream once."""
+        await streams.make_stream(stage.client)
+        log = stage.directory / "publisher.log"
+        with Program(self._module, stage.url, str(stage.messages), self._how, log=log) as program:
+            result = msgspec.json.decode(program.read_line(), type=Result)
+        stored = await streams.count_messages(stage.client, STREAM)
+        if not stored == result.confirmed == stage.messages:
+            raise NotConserved(
+                f"{self.name}: {stage.messages:,} published, {result.confirmed:,} confirmed, "
+                f"{stored:,} in the stream"
+            )
+        return Sample(messages=stage.messages, seconds=result.seconds, cpu_seconds=result.cpu_seconds)
+
+
+class PublishWindow:
+    """The scenario in which many publishes are unconfirmed at once."""
+
+    name = "publish"
+    description = "publish confirmed events, many at once"
+    share = 1.0
+    contenders = (
+        Publishing("understudy Publisher, 1,024 at once", "understudy_publish", "1024"),
+        Publishing("nats-py publish_async", "nats_publish", "async"),
+        Publishing("nats-py publish_async with ids", "nats_publish", "async-ids"),
+    )
+
+    async def prepare(self, stage: Stage) -> None:
+        """Nothing to do: each run has a stream of its own."""
+
+
+class PublishEach:
+    """The scenario in which the next publish waits for the confirmation of the last."""
+
+    name = "publish-each"
+    description = "publish confirmed events one by one"
+    share = 0.1
+    contenders = (
+        Publishing("understudy Publisher, one by one", "understudy_publish", "1"),
+        Publishing("nats-py js.publish", "nats_publish", "each"),
+        Publishing("nats-py js.publish with ids", "nats_publish", "each-ids"),
+    )
+
+    async def prepare(self, stage: Stage) -> None:
+        """Nothing to do: each run has a stream of its own."""
