@@ -206,7 +206,8 @@ class Status:
 
     def state(self, state: CellState, reason: str = "") -> None:
         """Say what the cell is doing, and why."""
-        text = reason.encode()[: PAGE - 2]
+        # An exception's text may hold lone surrogates, from a file's name for example.
+        text = reason.encode(errors="backslashreplace")[: PAGE - 2]
         self._buffer[REASON_OFFSET : REASON_OFFSET + 2 + len(text)] = struct.pack("<H", len(text)) + text
         self._words[_INDEX["state"]] = state
 
@@ -300,17 +301,24 @@ class CellFile:
             capacity: the mailbox's, in messages.
 
         Raises:
-            OSError: the file exists, or can't be written.
+            OSError: the file exists, or can't be written, or its file system is full; then there is no file.
+            CellFileError: the identity is too large.
         """
         slot_count = 2 * capacity + 64
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        length = LEDGER_OFFSET + -(-slot_count * SLOT_SIZE // PAGE) * PAGE
-        # Real blocks now: a full tmpfs is an error here, not a SIGBUS at some later store.
-        os.posix_fallocate(descriptor, 0, length)
-        buffer = mmap.mmap(descriptor, length)
-        cell_file = cls(path, descriptor, buffer, slot_count, identity)
-        cell_file.bind(identity)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            length = LEDGER_OFFSET + -(-slot_count * SLOT_SIZE // PAGE) * PAGE
+            # Real blocks now: a full tmpfs is an error here, not a SIGBUS at some later store.
+            os.posix_fallocate(descriptor, 0, length)
+            cell_file = cls(path, descriptor, mmap.mmap(descriptor, length), slot_count, identity)
+            cell_file.bind(identity)
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(path)
+            raise
         cell_file.status.gauge("pid", os.getpid())
         cell_file.status.gauge("capacity", capacity)
         cell_file.status.state(CellState.STARTING)
