@@ -68,7 +68,8 @@ class Deadline:
             _log.error("handler still runs after its timeout, killing the cell", handler=self._name)
             os.kill(os.getpid(), signal.SIGKILL)
         self.expired = True
-        self._at += self._hang_timeout_seconds
+        # From now, since a blocked loop or a machine that slept may have been late by more than that.
+        self._at = self._loop.time() + self._hang_timeout_seconds
         self._schedule(self._at)
         if self._cancels:
             self._task.cancel()
