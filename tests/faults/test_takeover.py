@@ -149,17 +149,18 @@ def test_the_next_start_takes_over_what_a_killed_launcher_left(
         assert run.terminate() == 0
 
 
-def test_graceful_restarts_over_one_held_backlog_lose_nothing(
+@pytest.mark.timeout(180)
+def test_twenty_graceful_restarts_over_one_held_backlog_lose_nothing(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     """No drain counts as an attempt, so that nothing is dead-lettered for having waited."""
     with running(nats_server.url, tmp_path, RECORD_SECONDS="0.1") as run:
-        note(nats_server.url, range(150))
-        for _ in range(5):
+        note(nats_server.url, range(400))
+        for _ in range(20):
             assert run.terminate() == 0
             run.start()
-        until(lambda: all_handled(run, 150))
-        assert sum(run.numbers().values()) == 150
+        until(lambda: all_handled(run, 400), 60)
+        assert sum(run.numbers().values()) == 400
         assert {line[2] for line in run.handled()} == {"1"}
         assert run.events("dead letter") == []
         assert run.terminate() == 0

@@ -141,12 +141,12 @@ class Bench:
 
         await until(is_settled)
 
-    async def dead_letters(self, app: App) -> list[Any]:
-        """Return all dead letters as nats-py messages."""
+    async def dead_letters(self, app: App, most: int = 1000) -> list[Any]:
+        """Return the first dead letters as nats-py messages."""
         stream = dead_letter_stream(app.name)
         js = self.client.jetstream()
         info = await js.stream_info(stream)
-        return [await js.get_msg(stream, seq=seq) for seq in range(1, info.state.last_seq + 1)]
+        return [await js.get_msg(stream, seq=seq) for seq in range(1, min(info.state.last_seq, most) + 1)]
 
 
 @asynccontextmanager

@@ -79,7 +79,7 @@ def test_the_suite_passes_against_it(installed: Path, tmp_path: Path) -> None:
     assert Path(where.stdout.strip()).is_relative_to(installed.parent)
     # What is on disk beside the packages is the repository's business, not the wheel's.
     run(
-        *(installed / "pytest", "tests/unit", "tests/integration", "-q", "-n", "2"),
+        *(installed / "pytest", "tests/unit", "tests/integration", "tests/faults", "-q", "-n", "4"),
         *("--deselect", "tests/unit/test_packaging.py"),
         directory=tmp_path,
     )
