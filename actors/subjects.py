@@ -3,7 +3,7 @@
 A subject is tokens joined by dots. In a filter `*` stands for one token and a `>` at the end for one or more.
 """
 
-from understudy.actors.errors import DeclarationError
+from understudy.actors.errors import DeclarationError, EncodeError
 
 # The server closes a connection that sends a line of more than 4 KiB; a subject is only a part of that.
 MAX_SUBJECT_LENGTH = 1000
@@ -35,6 +35,20 @@ def is_plain(token: str) -> bool:
     """Whether `token` can be one literal token of a subject."""
     # isprintable is false for control characters and for every white space but the blank.
     return bool(token) and token.isprintable() and not any(mark in token for mark in " .*>")
+
+
+def check_literal(subject: object) -> str:
+    """Returns `subject` if events can be published to it, else raises EncodeError."""
+    if not isinstance(subject, str) or not subject:
+        raise EncodeError(f'the subject is {subject!r}; give a text such as "orders.placed"')
+    if len(subject) > MAX_SUBJECT_LENGTH:
+        raise EncodeError(f"the subject has {len(subject)} characters; the most is {MAX_SUBJECT_LENGTH}")
+    if not all(map(is_plain, subject.split("."))):
+        raise EncodeError(
+            f"nothing can be published to the subject {subject!r}: its tokens must not be empty nor hold "
+            f"'*', '>', white space or control characters"
+        )
+    return subject
 
 
 def matches(pattern: str, subject: str) -> bool:

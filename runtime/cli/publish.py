@@ -157,9 +157,9 @@ def _progress() -> Progress:
 
 
 def _check_subject(subject: str) -> None:
-    from understudy.actors.subjects import is_plain
+    from understudy.actors.subjects import MAX_SUBJECT_LENGTH, is_plain
 
-    if not all(is_plain(token) for token in subject.split(".")):
+    if len(subject) > MAX_SUBJECT_LENGTH or not all(is_plain(token) for token in subject.split(".")):
         raise ConfigurationError(
             f"{subject!r} is no subject to publish to: tokens joined by dots, without blanks, * or >"
         )

@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from understudy.actors import codec
 from understudy.actors.errors import PublishError
 from understudy.actors.event import subject_of
+from understudy.actors.subjects import check_literal
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import connection as connections
 from understudy.runtime.jetstream.envelope import event_headers, header_bytes
@@ -23,7 +24,8 @@ from understudy.runtime.jetstream.envelope import event_headers, header_bytes
 WINDOW = 1024
 ACK_TIMEOUT_SECONDS = 2.0
 TOTAL_TIMEOUT_SECONDS = 10.0
-MAX_HEADER_BYTES = 64 * 1024
+# The server counts them in 16 bits (10097).
+MAX_HEADER_BYTES = 64 * 1024 - 1
 
 
 class PubAck(msgspec.Struct, frozen=True):
@@ -94,9 +96,11 @@ class PublishWindow:
             Which stream has it, and where.
 
         Raises:
+            EncodeError: nothing can be published to such a subject; a line break in one would be a command.
             PublishError: it is too large, no stream takes the subject, the stream refused it, or nothing was
                 confirmed in time. Only in the last case may it be stored all the same.
         """
+        check_literal(subject)
         size = len(body) + header_bytes(headers)
         if size > self._client.max_payload:
             raise PublishError(
@@ -242,6 +246,7 @@ class Publisher:
             headers: user headers; `Nats-Msg-Id` is made if absent.
 
         Raises:
+            EncodeError: nothing can be published to such a subject.
             PublishError: it was not confirmed.
         """
         return await self._window.publish(subject, body, {"Nats-Msg-Id": uuid.uuid4().hex, **(headers or {})})
