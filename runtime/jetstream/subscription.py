@@ -1,8 +1,9 @@
 """A pull subscription whose demand is what its mailbox can hold, and never more.
 
-Pull requests overlap and are refilled at half. Each has its own reply subject below one inbox, so that a
-status frame names the request it ends; deliveries come under their stream's subject and are counted
-together, since the server fills waiting requests in turn. Protocol: NATS ADR-13, ADR-37.
+One pull request is open at a time, sent when at least half of the mailbox is free: what it asks for arrives
+while the other half is handled, and what is outstanding, in messages and bytes, is known exactly. Deliveries
+come under their stream's subject; a status frame comes under the request's own reply subject, and ends it.
+Protocol: NATS ADR-13, ADR-37.
 """
 
 from __future__ import annotations
@@ -83,13 +84,12 @@ class PullSubscription:
         self._before_first_pull = before_first_pull
         self._inbox = ""
         self._subscription: Subscription | None = None
-        self._requests: dict[str, int] = {}
-        self._request_number = 0
+        self._request = 0
         self._outstanding = 0
-        self._outstanding_bytes = 0
-        self._last_request = 0.0
+        self._lost_at = 0.0
         self._not_before = 0.0
-        self._alone = False
+        # A message is known to need more than so many bytes.
+        self._too_few_bytes = 0
         self._gathered: list[tuple[str, str, bytes, Mapping[str, str] | None]] | None = None
         self._gathering = 0
         self._gathering_ends: asyncio.Future[None] | None = None
@@ -109,7 +109,7 @@ class PullSubscription:
 
     def settled(self) -> None:
         """Hear that the mailbox has more room; cheap enough for every settled delivery."""
-        if self._outstanding + self._room.capacity() - self._room.free() <= self._room.capacity() // 2:
+        if self._outstanding == 0 and self._room.free() * 2 >= self._room.capacity():
             self._changed.set()
 
     def pause(self) -> None:
@@ -155,24 +155,25 @@ class PullSubscription:
 
     async def _refill_loop(self) -> None:
         while True:
+            # Cleared before looking, so that what happens while the request is sent isn't missed.
+            self._changed.clear()
             try:
                 wait = await self._refill()
             except (nats.errors.Error, BrokerError, TimeoutError) as error:
                 # Disconnected: the next epoch begins when the connection is back.
                 _log.debug("pull request not sent", durable=self._durable, error=str(error))
                 wait = RETRY_SECONDS
-            self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), wait)
             except TimeoutError:
                 continue
 
     async def _refill(self) -> float:
-        """Send what there is demand for and return when to look again at the latest, in seconds."""
+        """Send a request if there is demand, and return when to look again at the latest, in seconds."""
         if self._stopping:
             return LOST_AFTER_SECONDS
         now = time.monotonic()
-        if self._outstanding > 0 and now > self._last_request + EXPIRES_SECONDS + LOST_AFTER_SECONDS:
+        if self._outstanding > 0 and now > self._lost_at:
             _log.warning("a pull request was lost", durable=self._durable, messages=self._outstanding)
             self._inbox = ""
         if not self._client.is_connected:
@@ -180,37 +181,27 @@ class PullSubscription:
         if not self._inbox:
             await self._close_inbox()
             await self._open_inbox()
-        if self._paused:
-            return LOST_AFTER_SECONDS
         if now < self._not_before:
             return self._not_before - now
-        messages = self._room.free() - self._outstanding
-        capacity = self._room.capacity()
-        if messages <= 0 or capacity - messages > capacity // 2:
+        request = self._demand()
+        if request is None:
             return LOST_AFTER_SECONDS
-        available = self._room.free_bytes() - self._outstanding_bytes
-        request: dict[str, int] = {"batch": messages, "expires": _EXPIRES_NANOSECONDS}
-        if self._alone:
-            # A message larger than the byte bound is fetched alone, into an empty mailbox.
-            if not self._room.is_empty() or self._outstanding:
-                return LOST_AFTER_SECONDS
-            request["batch"] = messages = 1
-            available = 0
-            self._alone = False
-        elif available <= 0:
-            return LOST_AFTER_SECONDS
-        else:
-            request["max_bytes"] = available
-        self._request_number += 1
-        name = str(self._request_number)
-        if self._outstanding == 0:
-            self._requests.clear()
-        self._requests[name] = messages
-        self._outstanding += messages
-        self._outstanding_bytes += available
-        self._last_request = now
-        await self._client.publish(self._next, json.dumps(request).encode(), reply=f"{self._inbox}.{name}")
+        self._request += 1
+        self._outstanding = request["batch"]
+        self._lost_at = now + EXPIRES_SECONDS + LOST_AFTER_SECONDS
+        payload = json.dumps(request | {"expires": _EXPIRES_NANOSECONDS}).encode()
+        await self._client.publish(self._next, payload, reply=f"{self._inbox}.{self._request}")
         return LOST_AFTER_SECONDS
+
+    def _demand(self) -> dict[str, int] | None:
+        """Return what to ask for, or None if nothing is to be asked for now."""
+        free, size = self._room.free(), self._room.free_bytes()
+        if self._paused or self._outstanding > 0 or free <= 0 or free * 2 < self._room.capacity():
+            return None
+        if size > self._too_few_bytes:
+            return {"batch": free, "max_bytes": size}
+        # A message larger than the byte bound is fetched alone, into an empty mailbox.
+        return {"batch": 1} if self._room.is_empty() else None
 
     async def _on_message(self, message: Msg) -> None:
         if not message.reply.startswith("$JS.ACK."):
@@ -220,13 +211,11 @@ class PullSubscription:
             if len(self._gathered) >= self._gathering:
                 self._end_gathering()
         else:
-            self._outstanding -= 1
-            if self._outstanding <= 0:
-                self._outstanding = self._outstanding_bytes = 0
-                self._changed.set()
-            else:
-                size = len(message.data) + len(message.subject) + len(message.reply)
-                self._outstanding_bytes = max(0, self._outstanding_bytes - size)
+            if self._outstanding > 0:
+                self._outstanding -= 1
+                if self._outstanding == 0:
+                    self._changed.set()
+            self._too_few_bytes = 0
             self._deliver(message.subject, message.reply, message.data, message.headers)
 
     def _on_status(self, message: Msg) -> None:
@@ -238,36 +227,22 @@ class PullSubscription:
         if self._gathered is not None:
             self._end_gathering()
             return
-        inbox, _, name = message.subject.rpartition(".")
-        if inbox != self._inbox:
+        if message.subject != f"{self._inbox}.{self._request}":
             return
-        requested = self._requests.pop(name, 0)
-        pending = headers.get("Nats-Pending-Messages")
-        if pending is not None:
-            self._give_back(int(pending), int(headers.get("Nats-Pending-Bytes", "0")))
-        elif status in ("400", "404", "408", "503") or description.startswith("Exceeded"):
-            # The request was refused as a whole.
-            self._give_back(requested, 0)
-        else:
-            # It ended with an unknown rest: count anew.
-            self._inbox = ""
-        if status == "409" and description.startswith("Message Size Exceeds"):
-            self._alone = self._room.is_empty() and self._outstanding == 0
-        elif status == "503" or description == "Consumer Deleted":
+        self._outstanding = 0
+        if status == "503" or description == "Consumer Deleted":
             self._failed(
                 BrokerError(
                     f"consumer {self._durable} is gone from the server; 'understudy run' makes it again, "
                     "and a new one starts where the actor's 'start' says"
                 )
             )
+        elif description.startswith("Message Size Exceeds"):
+            self._too_few_bytes = self._room.free_bytes()
         elif status not in ("404", "408") and description != "Batch Completed":
             _log.warning("pull request ended", durable=self._durable, status=status, description=description)
             self._not_before = time.monotonic() + RETRY_SECONDS
         self._changed.set()
-
-    def _give_back(self, messages: int, size: int) -> None:
-        self._outstanding = max(0, self._outstanding - messages)
-        self._outstanding_bytes = 0 if self._outstanding == 0 else max(0, self._outstanding_bytes - size)
 
     async def _open_inbox(self) -> None:
         redeliveries = await self._before_first_pull()
@@ -279,8 +254,7 @@ class PullSubscription:
         if redeliveries > 0:
             await self._gather(inbox, redeliveries)
         self._inbox = inbox
-        self._requests.clear()
-        self._outstanding = self._outstanding_bytes = 0
+        self._outstanding = 0
         self._not_before = 0.0
 
     async def _gather(self, inbox: str, redeliveries: int) -> None:
