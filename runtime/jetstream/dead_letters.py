@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -12,6 +13,8 @@ from understudy.runtime.jetstream.publisher import MAX_HEADER_BYTES, PublishWind
 
 RENAMED = "Understudy-Original-"
 MAX_ERROR_CHARACTERS = 2000
+# What a header's name may consist of; other clients write others, and nats-py doesn't.
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Room for the subject and what the protocol adds, below the server's max_payload.
 _MARGIN_BYTES = 256
 
@@ -51,7 +54,8 @@ async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> 
         window: publishes it.
         letter: what is given up.
         max_payload: the server's bound, in bytes of body and headers together. Above it the body is left
-            out, and headers over 64 KiB are dropped longest first; both are named in the letter.
+            out, and headers over 64 KiB are dropped longest first; both are named in the letter. So are
+            headers whose names can't be written.
 
     Raises:
         PublishError: it was not confirmed; the delivery may not be termed.
@@ -72,17 +76,12 @@ async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> 
     originals = {
         (RENAMED + name if name.lower().startswith("nats-") else name): value
         for name, value in letter.headers.items()
+        if _HEADER_NAME.fullmatch(name)
     }
-    limit = min(MAX_HEADER_BYTES, max_payload) - _MARGIN_BYTES
-    dropped: list[str] = []
-    for name in sorted(originals, key=lambda name: len(originals[name]), reverse=True):
-        if (
-            header_bytes({**originals, **ours, "Understudy-Headers-Left-Out": ", ".join([*dropped, name])})
-            <= limit
-        ):
-            break
-        dropped.append(name)
-        del originals[name]
+    unwritable = [name for name in letter.headers if not _HEADER_NAME.fullmatch(name)]
+    dropped = unwritable + _too_long(originals, min(MAX_HEADER_BYTES, max_payload) - header_bytes(ours))
+    for name in dropped:
+        originals.pop(name, None)
     if dropped:
         ours["Understudy-Headers-Left-Out"] = ", ".join(dropped)[:MAX_ERROR_CHARACTERS]
     body = letter.body
@@ -93,5 +92,23 @@ async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> 
     await window.publish(f"dead-letters.{letter.app}.{letter.actor}", body, headers)
 
 
+def _too_long(headers: Mapping[str, str], room: int) -> list[str]:
+    """Return the names of the headers to leave out so that the rest fits, longest first."""
+    size = header_bytes(headers) + _MARGIN_BYTES
+    if size <= room:
+        return []
+    dropped = []
+    # Their names take room in turn.
+    size += MAX_ERROR_CHARACTERS
+    for name in sorted(headers, key=lambda name: len(headers[name]), reverse=True):
+        if size <= room:
+            break
+        dropped.append(name)
+        size -= len(name.encode()) + len(headers[name].encode()) + 4
+    return dropped
+
+
 def _line(text: str) -> str:
-    return " ".join(text.split())[:MAX_ERROR_CHARACTERS]
+    # An exception's text may hold lone surrogates, from a file's name for example.
+    encodable = text.encode(errors="backslashreplace").decode()
+    return " ".join(encodable.split())[:MAX_ERROR_CHARACTERS]
