@@ -161,6 +161,9 @@ async def _plan_stream(client: Client, plan: _Plan, wanted: dict[str, Any], *, e
         plan.create(f"stream {name}", f"STREAM.CREATE.{name}", wanted)
     else:
         changes = _differences(f"stream {name}", wanted, info["config"], fixed=("storage", "retention"))
+        overlap = await _overlapping(client, name, wanted["subjects"]) if changes else ""
+        if overlap:
+            plan.refused.append(f"stream {name} can't be changed: {overlap}")
         plan.update(changes, f"STREAM.UPDATE.{name}", info["config"] | wanted)
 
 
@@ -177,7 +180,8 @@ async def _plan_consumer(client: Client, plan: _Plan, consumer: ConsumerSpec) ->
     config = {key: value for key, value in (have | wanted).items() if key != "filter_subject"}
     # A new handler widens the filters by itself; narrowing them drops events, so that takes a request.
     widens = all(
-        any(covers(new, old) for new in wanted["filter_subjects"]) for old in have["filter_subjects"]
+        any(covers(new, old) for new in wanted["filter_subjects"])
+        for old in have["filter_subjects"] or [">"]
     )
     plan.update(
         changes,
