@@ -71,6 +71,7 @@ class Cell:
         self._stop = asyncio.Event()
         self._failure: asyncio.Future[None] | None = None
         self._draining = False
+        self._halted = False
         self._client: Connection | None = None
         # Made when the connection stands and the actor has started, before any delivery.
         self._prepared = False
@@ -257,7 +258,7 @@ class Cell:
                 self._mailbox.release(delivery)
         try:
             await _call(actor.on_stop, actor.on_stop)
-        except Exception:  # noqa: BLE001, user code may raise anything, and the stop goes on
+        except (Exception, SystemExit):  # noqa: BLE001, user code may raise anything, and the stop goes on
             _log.exception("on_stop failed")
         await connection.close(self._client)
         if self._mailbox.is_empty():
@@ -359,6 +360,8 @@ class Cell:
             self._subscription.reconnected()
 
     def _on_mode(self, mode: Mode, breaker: str) -> None:
+        if self._halted:
+            return
         if mode is Mode.NONE:
             self._subscription.pause()
             self._status.state(CellState.PAUSED, f"circuit breaker {breaker} is open")
@@ -370,6 +373,7 @@ class Cell:
             _log.info("resumed")
 
     def _halt(self, error: str) -> None:
+        self._halted = True
         self._lanes.halt()
         self._subscription.pause()
         reason = f"too many deliveries in a row can't be read, the last because: {error}"

@@ -197,11 +197,18 @@ class Pipeline:
         if delivery.attempts is None:
             first = delivery.delivery_count <= 1
             delivery.attempts = NONE if first else await self._attempts.read(delivery.sequence)
+        crashes = delivery.attempts.crashes
+        if crashes >= self._spec.options.retry.max_crashes:
+            # It was to be given up before, and that could not be written.
+            return await self.dead_letter(
+                delivery, "crashed", f"its process died {crashes} times: {delivery.attempts.error}"
+            )
+        # An event whose key can't be told is decoded, and unreadable all the same.
+        if delivery.decode_error is not None:
+            return await self._unreadable(delivery, str(delivery.decode_error))
         event = delivery.event
         if event is None:
             try:
-                if delivery.decode_error is not None:
-                    raise delivery.decode_error
                 event = self._decode(delivery, handler)
             except DecodeError as error:
                 return await self._unreadable(delivery, str(error))
@@ -215,7 +222,8 @@ class Pipeline:
                 await outputs.send(collected, subject)
             for returned in returned_events(result):
                 await outputs.send(returned)
-        except Exception as error:  # noqa: BLE001, a handler may raise anything, and that is what retries are for
+        # A handler may raise anything, and that is what retries are for; one that exits is no better.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             self._ledger.held(delivery.slot)
             return await self._failed(delivery, handler, context, error)
         self._status.count("handled")
@@ -239,20 +247,28 @@ class Pipeline:
             assert task is not None
             if not task.cancelling():
                 raise RuntimeError(f"{handler.method} let a cancellation of its own escape") from None
-            if not deadline.expired:
+            if not (deadline.expired and handler.is_async):
                 raise
-            task.uncancel()
             raise TimeoutError(
                 f"{handler.method} ran longer than handler_timeout_seconds ({seconds:g} s)"
             ) from None
         finally:
             deadline.disarm()
+            if deadline.expired and handler.is_async:
+                # Also when the handler swallowed its cancellation: the next one's is told apart by the count.
+                _forget_cancellation()
 
     def _in_thread(self, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Awaitable[Any]:
         context = contextvars.copy_context()
-        return asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: context.run(method, *arguments)
-        )
+
+        def call() -> Any:
+            try:
+                return context.run(method, *arguments)
+            except StopIteration as error:
+                # No future takes one: it would never be done, and the lane would wait for it.
+                raise RuntimeError("the handler raised StopIteration") from error
+
+        return asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _route(self, subject: str) -> HandlerSpec | None:
         try:
@@ -285,15 +301,19 @@ class Pipeline:
         return await self.dead_letter(delivery, "undecodable", error)
 
     async def _failed(
-        self, delivery: HeldDelivery, handler: HandlerSpec, context: CellContext, error: Exception
+        self,
+        delivery: HeldDelivery,
+        handler: HandlerSpec,
+        context: CellContext,
+        error: Exception | SystemExit,
     ) -> Outcome:
         # The next run decodes anew: a handler may have changed an untyped event.
         delivery.event = None
+        if isinstance(error, Reject):
+            return await self.dead_letter(delivery, "rejected", error.reason)
         held = error if isinstance(error, CircuitOpen) else context.failed_trial
         if held is not None:
             return Held(held.breaker, held.retry_after_seconds)
-        if isinstance(error, Reject):
-            return await self.dead_letter(delivery, "rejected", str(error))
         if isinstance(error, PublishError) and not self._broker.is_connected:
             raise error
         previous = delivery.attempts or NONE
@@ -340,5 +360,17 @@ class Pipeline:
         return SETTLED
 
 
+def _forget_cancellation() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
+
+
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001, a user's __str__ may raise anything
+        text = "its text can't be made"
+    name = type(error).__name__
+    # What is recorded has to be encoded, and lone surrogates can't be.
+    return (f"{name}: {text}" if text else name).encode(errors="backslashreplace").decode()

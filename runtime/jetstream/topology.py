@@ -180,8 +180,7 @@ async def _plan_consumer(client: Client, plan: _Plan, consumer: ConsumerSpec) ->
     config = {key: value for key, value in (have | wanted).items() if key != "filter_subject"}
     # A new handler widens the filters by itself; narrowing them drops events, so that takes a request.
     widens = all(
-        any(covers(new, old) for new in wanted["filter_subjects"])
-        for old in have["filter_subjects"] or [">"]
+        any(covers(new, old) for new in wanted["filter_subjects"]) for old in have["filter_subjects"] or [">"]
     )
     plan.update(
         changes,
