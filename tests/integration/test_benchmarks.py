@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,18 @@ def run(module: str, *arguments: str, directory: Path) -> subprocess.CompletedPr
         cwd=ROOT,
         env=os.environ | {"TMPDIR": str(directory), "PYTHONPATH": str(ROOT / "tests")},
     )
+
+
+def processes_of(directory: Path) -> list[str]:
+    """The command lines of all processes that were started with this TMPDIR."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TMPDIR={directory}\0".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
 
 
 def test_it_measures_every_scenario_accounts_for_every_message_and_leaves_nothing(tmp_path: Path) -> None:
@@ -60,6 +73,34 @@ def test_a_message_too_many_is_named_and_is_exit_code_1(tmp_path: Path) -> None:
         "0 dead letters, 0 pending; after 3,000 deliveries the consumer's ack floor is 3,000" in result.stderr
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", "--messages", "3000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+    assert processes_of(tmp_path) == []
+
+
+def test_what_can_not_be_written_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    result = run("benchmarks", "--json", str(tmp_path / "missing" / "report.json"), directory=tmp_path)
+    assert result.returncode == 2
+    assert "report.json can't be written: No such file or directory" in result.stderr
+    result = run("benchmarks", "--directory", str(tmp_path / "missing"), directory=tmp_path)
+    assert result.returncode == 2
+    assert "missing is no directory that can be written to" in result.stderr
 
 
 def test_an_unknown_scenario_is_wrong_usage(tmp_path: Path) -> None:
