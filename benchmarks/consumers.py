@@ -18,7 +18,7 @@ from benchmarks.errors import BenchmarkFailed
 from benchmarks.harness import Stage
 from benchmarks.processes import START_TIMEOUT_SECONDS, Program
 from benchmarks.readings import STREAM
-from understudy.runtime.cell.cellfile import CellStatus, read_status
+from understudy.runtime.cell.status import CellStatus, read_status
 from understudy.runtime.jetstream.topology import dead_letter_stream, ensure_topology
 
 # Cell files belong on tmpfs, where the runtime puts them too.

@@ -15,12 +15,13 @@ from understudy.actors.context import StartContext
 from understudy.actors.errors import BrokerError
 from understudy.runtime.app import App
 from understudy.runtime.breakers import Breakers
-from understudy.runtime.cell.cellfile import CellFile, CellState, Identity, boot_id, boottime
+from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.lanes import Lanes, Mode
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.pipeline import Pipeline
 from understudy.runtime.cell.start import CellStart
+from understudy.runtime.cell.status import CellState, boottime
 from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.connection import Connection

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from understudy.actors.policies import Mailbox as MailboxPolicy
-from understudy.runtime.cell.cellfile import Ledger, Status
 from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.ledger import Ledger
+from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream.direct import StoredMessage
 
 

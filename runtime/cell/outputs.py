@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from understudy.actors import codec
 from understudy.actors.event import subject_of
 from understudy.runtime.cell.delivery import HeldDelivery
@@ -16,16 +14,20 @@ class Outputs:
 
     An event's id is made of durable, input stream's creation time, input sequence, event type and the
     count of that type, so that the duplicate window drops what a rerun publishes again.
+
+    Attributes:
+        sent: how many were confirmed.
     """
 
-    __slots__ = ("_counts", "_delivery", "_prefix", "_source", "_window")
+    __slots__ = ("_counts", "_delivery", "_prefix", "_source", "_window", "sent")
 
     def __init__(self, window: PublishWindow, delivery: HeldDelivery, prefix: str, source: str) -> None:
         self._window = window
         self._delivery = delivery
         self._prefix = prefix
         self._source = source
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, int] = {}
+        self.sent = 0
 
     async def send(self, event: object, subject: str | None = None) -> None:
         """Publish an event and return when its stream has it.
@@ -39,12 +41,13 @@ class Outputs:
             PublishError: it was not confirmed.
         """
         name = type_name(type(event))
-        self._counts[name] += 1
-        message_id = f"{self._prefix}.{self._delivery.sequence}.{name}.{self._counts[name]}"
+        number = self._counts[name] = self._counts.get(name, 0) + 1
+        message_id = f"{self._prefix}.{self._delivery.sequence}.{name}.{number}"
         headers = event_headers(
             type(event), message_id, self._source, traceparent=self._delivery.trace.traceparent
         )
         await self._window.publish(subject or subject_of(event), codec.encode(event), headers)
+        self.sent += 1
 
 
 def returned_events(result: object) -> list[object]:

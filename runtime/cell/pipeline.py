@@ -20,13 +20,15 @@ from understudy.actors.errors import BrokerError, CircuitOpen, DecodeError, Publ
 from understudy.actors.handlers import HandlerSpec
 from understudy.actors.outcomes import Reject, Retry
 from understudy.runtime.breakers import Breakers
-from understudy.runtime.cell.cellfile import Identity, Ledger, Status
+from understudy.runtime.cell.cellfile import Identity
 from understudy.runtime.cell.context import CellContext
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.lanes import SETTLED, Again, Held, Outcome
+from understudy.runtime.cell.ledger import Ledger
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.outputs import Outputs, returned_events
+from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream import dead_letters
 from understudy.runtime.jetstream.dead_letters import DeadLetter
 from understudy.runtime.jetstream.publisher import PublishWindow
@@ -83,7 +85,6 @@ class Pipeline:
         settled: Callable[[], None],
         undecodable: Callable[[str], None],
     ) -> None:
-        self._actor = actor
         self._spec = spec
         self._identity = identity
         self._broker = broker
@@ -226,6 +227,9 @@ class Pipeline:
         except (Exception, SystemExit) as error:  # noqa: BLE001
             self._ledger.held(delivery.slot)
             return await self._failed(delivery, handler, context, error)
+        finally:
+            if outputs.sent:
+                self._status.count("published", outputs.sent)
         self._status.count("handled")
         self._mailbox.done(delivery)
         await self._settlement.ack(delivery.reply)

@@ -13,18 +13,11 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from understudy.runtime.cell.cellfile import (
-    CellFileError,
-    DeadCellFile,
-    Entry,
-    Identity,
-    Ledger,
-    SlotState,
-    Status,
-    boottime,
-)
+from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile, Identity
 from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.ledger import Entry, Ledger, SlotState
 from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.cell.status import Status, boottime
 from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.direct import read_message
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject

@@ -8,8 +8,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile, SlotState, read_status
+from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile
+from understudy.runtime.cell.ledger import SlotState
 from understudy.runtime.cell.start import CellStart, RunSpec
+from understudy.runtime.cell.status import read_status
 from understudy.runtime.specs import CellSpec, SupervisorSpec
 from understudy.runtime.supervision.backoff import Backoff
 from understudy.runtime.supervision.messages import StartSupervisor

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from understudy.actors.errors import ConfigurationError
-from understudy.runtime.cell.cellfile import read_status
+from understudy.runtime.cell.status import read_status
 
 VARIABLE = "UNDERSTUDY_RUN_DIRECTORY"
 TMPFS = Path("/dev/shm")  # noqa: S108 - the folder below it is ours alone, and checked to be

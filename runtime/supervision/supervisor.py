@@ -19,9 +19,9 @@ from typing import Any, cast
 import structlog
 from thespian.actors import ActorExitRequest, WakeupMessage
 
-from understudy.runtime.cell.cellfile import boottime
 from understudy.runtime.cell.control_actor import ControlActor
 from understudy.runtime.cell.messages import Failed, Quiesce, Ready, Stop, Stopped
+from understudy.runtime.cell.status import boottime
 from understudy.runtime.supervision.backoff import RESTART_CAP_SECONDS, START_CAP_SECONDS
 from understudy.runtime.supervision.child import Child
 from understudy.runtime.supervision.intensity import Intensity

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from understudy.runtime.cell.cellfile import CellStatus, boottime, read_status
+from understudy.runtime.cell.status import CellStatus, boottime, read_status
 from understudy.runtime.supervision.statefile import ChildStatus, SupervisorStatus, read_state
 
 SUPERVISOR_ANSWER_SECONDS = 10.0

@@ -13,8 +13,8 @@ from nats.aio.client import Client
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.app import App
 from understudy.runtime.cell.cell import Cell
-from understudy.runtime.cell.cellfile import CellStatus, read_status
 from understudy.runtime.cell.start import CellStart, RunSpec
+from understudy.runtime.cell.status import CellStatus, read_status
 from understudy.runtime.jetstream import connection
 from understudy.runtime.jetstream.api import consumer_info
 from understudy.runtime.jetstream.publisher import Publisher

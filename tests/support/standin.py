@@ -14,10 +14,11 @@ from typing import Any
 
 from thespian.actors import ActorExitRequest
 
-from understudy.runtime.cell.cellfile import CellFile, CellState, Identity, boot_id
+from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
 from understudy.runtime.cell.control_actor import ControlActor
 from understudy.runtime.cell.messages import Failed, Ready, Stop, Stopped
 from understudy.runtime.cell.start import CellStart
+from understudy.runtime.cell.status import CellState
 from understudy.runtime.supervision.supervisor import Supervisor
 
 BEAT_SECONDS = 0.1

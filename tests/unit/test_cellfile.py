@@ -15,23 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.runtime.cell import cellfile
-from understudy.runtime.cell.cellfile import (
-    COUNTERS,
-    LEDGER_OFFSET,
-    PAGE,
-    SLOT_SIZE,
-    CellFile,
-    CellFileError,
-    CellState,
-    DeadCellFile,
-    Entry,
-    Identity,
-    SlotState,
-    boottime,
-    is_owner_alive,
-    read_status,
-)
+from understudy.runtime.cell.cellfile import CellFile, CellFileError, DeadCellFile, Identity, is_owner_alive
+from understudy.runtime.cell.ledger import LEDGER_OFFSET, SLOT_SIZE, Entry, SlotState
+from understudy.runtime.cell.status import COUNTERS, PAGE, CellState, CellStatus, boottime, read_status
 
 IDENTITY = Identity(
     app="shop",
@@ -96,7 +82,7 @@ def test_a_new_file_says_who_owns_it_and_that_it_starts(path: Path) -> None:
     status = read_status(path)
     assert status is not None
     assert before <= status.heartbeat <= boottime()
-    assert msgspec.structs.replace(status, heartbeat=0.0) == cellfile.CellStatus(
+    assert msgspec.structs.replace(status, heartbeat=0.0) == CellStatus(
         pid=os.getpid(),
         state="starting",
         reason="",

@@ -12,7 +12,8 @@ from starlette.applications import Starlette
 from understudy.actors.errors import ConfigurationError
 from understudy.runtime.admin.port import check_port
 from understudy.runtime.admin.probes import build_routes, is_loopback
-from understudy.runtime.cell.cellfile import CellFile, CellState, Identity, boot_id, boottime
+from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
+from understudy.runtime.cell.status import CellState, boottime
 from understudy.runtime.supervision.health import missing_parts, silent_supervisors
 from understudy.runtime.supervision.statefile import (
     ChildState,

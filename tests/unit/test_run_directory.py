@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from understudy.actors.errors import ConfigurationError
-from understudy.runtime.cell.cellfile import CellFile, CellState, Identity, boot_id
+from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
+from understudy.runtime.cell.status import CellState
 from understudy.runtime.supervision.run_directory import RunDirectory
 
 

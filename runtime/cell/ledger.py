@@ -1,0 +1,125 @@
+"""The ledger of a cell file: a slot per held delivery, from which a replacement goes on."""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import struct
+from collections import deque
+
+import msgspec
+
+from understudy.runtime.cell.status import STATUS_LENGTH, STATUS_OFFSET
+
+LEDGER_OFFSET = STATUS_OFFSET + STATUS_LENGTH
+SLOT_SIZE = 24
+_SLOT_FIELDS = struct.Struct("<QdI")
+_STATE_BYTE = SLOT_SIZE - 1
+
+
+class SlotState(enum.IntEnum):
+    """What became of a delivery, as its ledger slot says."""
+
+    FREE = 0
+    HELD = 1
+    HANDLING = 2
+    DONE = 3
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One delivery that a dead cell's ledger holds.
+
+    Args:
+        sequence: the stream sequence.
+        delivery_count: how often the server had delivered it.
+        extended_at: when it was received or last extended, in seconds of CLOCK_BOOTTIME.
+        state: held, handling or done.
+    """
+
+    sequence: int
+    delivery_count: int
+    extended_at: float
+    state: SlotState
+
+
+class Ledger:
+    """The writable ledger: which deliveries this cell holds, and what became of each.
+
+    A slot that is `done` stays so until it is needed again, so that a replacement can repeat an ack that
+    was written but may have died in a socket buffer; the server ignores an ack that it has seen.
+    """
+
+    def __init__(self, buffer: mmap.mmap, slot_count: int) -> None:
+        self._buffer = buffer
+        self._free = deque(LEDGER_OFFSET + SLOT_SIZE * index for index in range(slot_count))
+
+    def hold(self, sequence: int, delivery_count: int, now: float) -> int:
+        """Enter a delivery and return its slot.
+
+        Args:
+            sequence: the stream sequence.
+            delivery_count: the server's count.
+            now: seconds of CLOCK_BOOTTIME.
+
+        Raises:
+            IndexError: every slot is taken; there are twice as many as the mailbox holds.
+        """
+        slot = self._free.popleft()
+        # The state byte goes last: a death in between leaves the old entry or a complete new one.
+        self._buffer[slot + _STATE_BYTE] = SlotState.FREE
+        _SLOT_FIELDS.pack_into(self._buffer, slot, sequence, now, delivery_count)
+        self._buffer[slot + _STATE_BYTE] = SlotState.HELD
+        return slot
+
+    def held(self, slot: int) -> None:
+        """Note that the delivery waits (again)."""
+        self._buffer[slot + _STATE_BYTE] = SlotState.HELD
+
+    def handling(self, slot: int) -> None:
+        """Note that the handler runs; who dies now makes this delivery a suspect."""
+        self._buffer[slot + _STATE_BYTE] = SlotState.HANDLING
+
+    def done(self, slot: int) -> None:
+        """Note that the delivery needs nothing more than its ack, and let the slot be used again."""
+        self._buffer[slot + _STATE_BYTE] = SlotState.DONE
+        self._free.append(slot)
+
+    def release(self, slot: int) -> None:
+        """Forget a delivery that was given back to the server."""
+        self._buffer[slot + _STATE_BYTE] = SlotState.FREE
+        self._free.append(slot)
+
+    def done_sequences(self) -> list[int]:
+        """Return the stream sequences of the slots that are done and not used again yet."""
+        return [
+            _SLOT_FIELDS.unpack_from(self._buffer, slot)[0]
+            for slot in self._free
+            if self._buffer[slot + _STATE_BYTE] == SlotState.DONE
+        ]
+
+    def extend(self, slot: int, now: float) -> None:
+        """Note that the delivery's `ack_wait` began anew.
+
+        Args:
+            slot: as `hold` returned it.
+            now: seconds of CLOCK_BOOTTIME.
+        """
+        struct.pack_into("<d", self._buffer, slot + 8, now)
+
+
+def read_entries(data: bytes, offset: int, slot_count: int) -> list[Entry]:
+    """Return what a ledger holds, by ascending stream sequence.
+
+    Args:
+        data: a whole cell file.
+        offset: where its ledger begins.
+        slot_count: how many slots it has.
+    """
+    entries = []
+    for slot in range(offset, offset + slot_count * SLOT_SIZE, SLOT_SIZE):
+        state = data[slot + _STATE_BYTE]
+        if state in (SlotState.HELD, SlotState.HANDLING, SlotState.DONE):
+            sequence, extended_at, delivery_count = _SLOT_FIELDS.unpack_from(data, slot)
+            entries.append(Entry(sequence, delivery_count, extended_at, SlotState(state)))
+    entries.sort(key=lambda entry: entry.sequence)
+    return entries

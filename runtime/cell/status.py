@@ -1,0 +1,145 @@
+"""The status area of a cell file: what a cell says of itself, readable while it hangs and after its death."""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import struct
+import time
+from pathlib import Path
+
+import msgspec
+
+MAGIC = b"USTDYCEL"
+PAGE = 4096
+STATUS_OFFSET = PAGE
+STATUS_LENGTH = 2 * PAGE
+_REASON_OFFSET = STATUS_OFFSET + PAGE
+
+
+class CellState(enum.IntEnum):
+    """What a cell is doing, as its status area says."""
+
+    STARTING = 1
+    UP = 2
+    PAUSED = 3
+    DRAINING = 4
+    STOPPED = 5
+    FAILED = 6
+
+
+class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell's status area at one moment.
+
+    Args:
+        pid: the cell's process.
+        state: `starting`, `up`, `paused`, `draining`, `stopped` or `failed`.
+        reason: why it is in that state, where there is a reason to give.
+        heartbeat: when the data thread last ran, in seconds of CLOCK_BOOTTIME.
+        connected: whether the broker connection stands.
+        held, capacity: deliveries in the mailbox and its bound.
+        counters: totals of this generation.
+    """
+
+    pid: int
+    state: str
+    reason: str
+    heartbeat: float
+    connected: bool
+    held: int
+    capacity: int
+    counters: dict[str, int]
+
+
+_GAUGES = ("pid", "state", "connected", "held", "capacity")
+COUNTERS = (
+    "received",
+    "redelivered",
+    "handled",
+    "acked",
+    "failed",
+    "retried",
+    "dead_lettered",
+    "taken_over",
+    "published",
+    "breaker_openings",
+)
+# The heartbeat is the first word; gauges and counters follow in order. New ones are only ever appended.
+_INDEX = {name: index for index, name in enumerate((*_GAUGES, *COUNTERS), start=1)}
+_STATE_NAMES = {int(state): state.name.lower() for state in CellState}
+
+
+def boottime() -> float:
+    """Return seconds since boot, suspended time included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Status:
+    """The writable status area: plain memory stores, no system call.
+
+    Counters are written by the cell's data thread alone.
+    """
+
+    def __init__(self, buffer: mmap.mmap) -> None:
+        words = memoryview(buffer)[STATUS_OFFSET:_REASON_OFFSET]
+        self._words = words.cast("Q")
+        self._heartbeat = words[:8].cast("d")
+        self._buffer = buffer
+
+    def beat(self) -> None:
+        """Say that the data thread runs."""
+        self._heartbeat[0] = boottime()
+
+    def count(self, counter: str, by: int = 1) -> None:
+        """Add to a counter.
+
+        Args:
+            counter: one of `COUNTERS`.
+            by: how many, at least 0.
+        """
+        self._words[_INDEX[counter]] += by
+
+    def gauge(self, name: str, value: int) -> None:
+        """Set a gauge.
+
+        Args:
+            name: `pid`, `connected`, `held` or `capacity`.
+            value: at least 0.
+        """
+        self._words[_INDEX[name]] = value
+
+    def state(self, state: CellState, reason: str = "") -> None:
+        """Say what the cell is doing, and why."""
+        # An exception's text may hold lone surrogates, from a file's name for example.
+        text = reason.encode(errors="backslashreplace")[: PAGE - 2]
+        self._buffer[_REASON_OFFSET : _REASON_OFFSET + 2 + len(text)] = struct.pack("<H", len(text)) + text
+        self._words[_INDEX["state"]] = state
+
+
+def read_status(path: Path) -> CellStatus | None:
+    """Return a cell's status area, whether its owner lives or not.
+
+    Returns:
+        The status, or None if there is no such file or it isn't complete yet.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(STATUS_OFFSET + STATUS_LENGTH)
+    except FileNotFoundError:
+        return None
+    if len(data) < STATUS_OFFSET + STATUS_LENGTH or not data.startswith(MAGIC):
+        return None
+    words = memoryview(data)[STATUS_OFFSET:_REASON_OFFSET].cast("Q")
+    (heartbeat,) = struct.unpack_from("<d", data, STATUS_OFFSET)
+    (reason_length,) = struct.unpack_from("<H", data, _REASON_OFFSET)
+    reason = data[_REASON_OFFSET + 2 : _REASON_OFFSET + 2 + reason_length].decode(errors="replace")
+    return CellStatus(
+        pid=words[_INDEX["pid"]],
+        state=_STATE_NAMES.get(words[_INDEX["state"]], "starting"),
+        reason=reason,
+        heartbeat=heartbeat,
+        connected=bool(words[_INDEX["connected"]]),
+        held=words[_INDEX["held"]],
+        capacity=words[_INDEX["capacity"]],
+        counters={name: words[_INDEX[name]] for name in COUNTERS},
+    )
