@@ -137,7 +137,9 @@ class PublishWindow:
             await self._client.publish(
                 subject, body, reply=f"{self._inbox}.{name}", headers=dict(headers) or None
             )
-            message = await asyncio.wait_for(answered, timeout_seconds)
+            # Not wait_for: Python 3.11's swallows a cancellation that comes together with the answer.
+            async with asyncio.timeout(timeout_seconds):
+                message = await answered
         except TimeoutError:
             return None
         except nats.errors.OutboundBufferLimitError:

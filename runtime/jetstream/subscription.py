@@ -9,6 +9,7 @@ Protocol: NATS ADR-13, ADR-37.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,6 +22,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from understudy.actors.errors import BrokerError
+from understudy.runtime.jetstream import api
 from understudy.runtime.jetstream.settlement import parse_ack_subject
 
 # Short, because a drain waits until every request is filled or has expired.
@@ -77,12 +79,15 @@ class PullSubscription:
     ) -> None:
         self._client = client
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self._stream = stream
         self._durable = durable
         self._room = room
         self._deliver = deliver
         self._failed = failed
         self._before_first_pull = before_first_pull
         self._inbox = ""
+        self._epoch = 0
+        self._unanswered = False
         self._subscription: Subscription | None = None
         self._request = 0
         self._outstanding = 0
@@ -124,6 +129,7 @@ class PullSubscription:
     def reconnected(self) -> None:
         """Begin again under a new inbox: the old one's requests may live on in the server."""
         self._inbox = ""
+        self._epoch += 1
         self._changed.set()
 
     def quiesce(self) -> None:
@@ -145,10 +151,7 @@ class PullSubscription:
                 )
                 break
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), remaining)
-            except TimeoutError:
-                continue
+            await self._wait_for_change(remaining)
         if self._task is not None:
             self._task.cancel()
         await self._close_inbox()
@@ -163,10 +166,13 @@ class PullSubscription:
                 # Disconnected: the next epoch begins when the connection is back.
                 _log.debug("pull request not sent", durable=self._durable, error=str(error))
                 wait = RETRY_SECONDS
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait)
-            except TimeoutError:
-                continue
+            await self._wait_for_change(wait)
+
+    async def _wait_for_change(self, seconds: float) -> None:
+        # Not wait_for: Python 3.11's swallows a cancellation that comes together with the change.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
 
     async def _refill(self) -> float:
         """Send a request if there is demand, and return when to look again at the latest, in seconds."""
@@ -176,11 +182,20 @@ class PullSubscription:
         if self._outstanding > 0 and now > self._lost_at:
             _log.warning("a pull request was lost", durable=self._durable, messages=self._outstanding)
             self._inbox = ""
+            self._unanswered = True
         if not self._client.is_connected:
             return RETRY_SECONDS
+        if self._unanswered:
+            # A consumer that doesn't exist doesn't answer; nor does one that has no leader for a moment.
+            if await api.consumer_info(self._client, self._stream, self._durable) is None:
+                self._gone()
+                return LOST_AFTER_SECONDS
+            self._unanswered = False
         if not self._inbox:
             await self._close_inbox()
             await self._open_inbox()
+        if not self._inbox:
+            return 0.0
         if now < self._not_before:
             return self._not_before - now
         request = self._demand()
@@ -221,7 +236,8 @@ class PullSubscription:
     def _on_status(self, message: Msg) -> None:
         headers = message.headers or {}
         status = headers.get("Status", "")
-        description = headers.get("Description", "")
+        # nats-py leaves further headers of a status frame in it.
+        description = headers.get("Description", "").partition("\n")[0]
         if status == "100":
             return
         if self._gathered is not None:
@@ -230,21 +246,28 @@ class PullSubscription:
         if message.subject != f"{self._inbox}.{self._request}":
             return
         self._outstanding = 0
-        if status == "503" or description == "Consumer Deleted":
-            self._failed(
-                BrokerError(
-                    f"consumer {self._durable} is gone from the server; 'understudy run' makes it again, "
-                    "and a new one starts where the actor's 'start' says"
-                )
-            )
+        if description == "Consumer Deleted":
+            self._gone()
         elif description.startswith("Message Size Exceeds"):
             self._too_few_bytes = self._room.free_bytes()
         elif status not in ("404", "408") and description != "Batch Completed":
             _log.warning("pull request ended", durable=self._durable, status=status, description=description)
+            # Nobody heard it.
+            self._unanswered = status == "503"
             self._not_before = time.monotonic() + RETRY_SECONDS
         self._changed.set()
 
+    def _gone(self) -> None:
+        self._stopping = True
+        self._failed(
+            BrokerError(
+                f"consumer {self._durable} is gone from the server; 'understudy run' makes it again, "
+                "and a new one starts where the actor's 'start' says"
+            )
+        )
+
     async def _open_inbox(self) -> None:
+        epoch = self._epoch
         redeliveries = await self._before_first_pull()
         inbox = self._client.new_inbox()
         # The mailbox bounds what arrives, so nats-py's own limits would only add silent drops.
@@ -253,8 +276,11 @@ class PullSubscription:
         )
         if redeliveries > 0:
             await self._gather(inbox, redeliveries)
-        self._inbox = inbox
         self._outstanding = 0
+        if epoch != self._epoch:
+            # Reconnected meanwhile: what was just asked and given back may be lost.
+            return
+        self._inbox = inbox
         self._not_before = 0.0
 
     async def _gather(self, inbox: str, redeliveries: int) -> None:
@@ -269,7 +295,8 @@ class PullSubscription:
         request = json.dumps({"batch": redeliveries, "no_wait": True}).encode()
         try:
             await self._client.publish(self._next, request, reply=f"{inbox}.0")
-            await asyncio.wait_for(self._gathering_ends, LOST_AFTER_SECONDS)
+            async with asyncio.timeout(LOST_AFTER_SECONDS):
+                await self._gathering_ends
         except TimeoutError:
             _log.warning("redeliveries did not come", durable=self._durable, messages=redeliveries)
         finally:

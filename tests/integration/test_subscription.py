@@ -1,0 +1,361 @@
+"""The pull subscription: demand, expiry, pauses, and what happens to it when broker or connection go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from support.cells import Bench, CellRun, bench, until
+from support.nats import NatsServer
+from support.proxy import proxy
+from understudy.actors.actor import Actor
+from understudy.actors.errors import BrokerError
+from understudy.actors.event import Event
+from understudy.actors.handlers import handles
+from understudy.actors.policies import Mailbox
+from understudy.actors.supervision import Child
+from understudy.runtime.app import App
+from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subject
+from understudy.runtime.jetstream.subscription import PullSubscription
+from understudy.runtime.jetstream.topology import ensure_topology
+from understudy.runtime.stream import Stream
+
+GONE = (
+    "consumer shop-billing is gone from the server; 'understudy run' makes it again, "
+    "and a new one starts where the actor's 'start' says"
+)
+
+
+class Placed(Event, subject="orders.placed"):
+    number: int
+    customer: str = "c"
+
+
+@pytest.fixture
+async def orders(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A broker for the app shop."""
+    async with bench(nats_server.url, tmp_path) as made:
+        yield made
+
+
+class Handled:
+    """What an actor has handled."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.by_customer: dict[str, list[int]] = defaultdict(list)
+        self.release = asyncio.Event()
+        self.release.set()
+
+    def app(self, **options: Any) -> App:
+        """Return an app whose actor notes what it handles here."""
+        handled = self
+
+        class Billing(Actor):
+            @handles
+            async def placed(self, event: Placed) -> None:
+                await handled.release.wait()
+                handled.numbers.append(event.number)
+                handled.by_customer[event.customer].append(event.number)
+
+        return App(
+            "shop",
+            streams=[Stream("ORDERS", subjects=["orders.>"])],
+            children=[Child(Billing, **options)],
+        )
+
+    def first_runs(self, customer: str) -> list[int]:
+        """Return a customer's numbers in the order of their first handling."""
+        return list(dict.fromkeys(self.by_customer[customer]))
+
+
+async def place(orders: Bench, numbers: range, customers: int = 1) -> None:
+    """Publish numbered orders, in order for each customer."""
+    await asyncio.gather(
+        *(
+            orders.publisher.publish(Placed(number=number, customer=f"c{number % customers}"))
+            for number in numbers
+        )
+    )
+
+
+async def failure(cell: CellRun) -> BaseException | None:
+    """Wait until a cell has failed and return why."""
+    assert cell.task is not None
+    await asyncio.wait({cell.task}, timeout=10)
+    return cell.task.exception()
+
+
+class Room:
+    """A mailbox as the subscription sees it; the test takes things out of it."""
+
+    def __init__(self, capacity: int, max_bytes: int = 1 << 20) -> None:
+        self.size = capacity
+        self.max_bytes = max_bytes
+        self.held: list[tuple[str, bytes]] = []
+        self.most = 0
+
+    def deliver(self, subject: str, reply: str, body: bytes, headers: Mapping[str, str] | None) -> None:
+        self.held.append((reply, body))
+        self.most = max(self.most, len(self.held))
+
+    def free(self) -> int:
+        return self.size - len(self.held)
+
+    def free_bytes(self) -> int:
+        return self.max_bytes - sum(len(body) for _, body in self.held)
+
+    def capacity(self) -> int:
+        return self.size
+
+    def is_empty(self) -> bool:
+        return not self.held
+
+
+class Pulling:
+    """A subscription to the app's consumer with a room of the test's own."""
+
+    def __init__(self, orders: Bench, room: Room) -> None:
+        self.room = room
+        self.failures: list[BrokerError] = []
+        self.settlement = Settlement(orders.client)
+        self.subscription = PullSubscription(
+            orders.client,
+            "ORDERS",
+            "shop-billing",
+            room,
+            room.deliver,
+            self.failures.append,
+            self._nothing_to_recover,
+        )
+
+    async def _nothing_to_recover(self) -> int:
+        return 0
+
+    async def settle(self, count: int) -> list[int]:
+        """Ack the oldest in the room, and return their sequences."""
+        taken, self.room.held = self.room.held[:count], self.room.held[count:]
+        for reply, _ in taken:
+            await self.settlement.ack(reply)
+            self.subscription.settled()
+        return [parse_ack_subject(reply)[1] for reply, _ in taken]
+
+
+@pytest.fixture
+async def app(orders: Bench) -> App:
+    """The app, its stream and consumer made."""
+    app = Handled().app()
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    return app
+
+
+async def test_never_more_is_asked_for_than_there_is_room(orders: Bench, app: App) -> None:
+    """And everything comes, in order, as room is made."""
+    pulling = Pulling(orders, Room(8))
+    await place(orders, range(100))
+    pulling.subscription.start()
+    seen: list[int] = []
+    while len(seen) < 100:
+        await until(lambda: bool(pulling.room.held))
+        seen += await pulling.settle(3)
+        assert (await orders.backlog(app)).ack_pending <= 8 + 3
+    assert seen == list(range(1, 101))
+    assert pulling.room.most <= 8
+    await pulling.subscription.stop()
+
+
+async def test_bytes_bound_what_is_held_too(orders: Bench, app: App) -> None:
+    """And one that is larger than the bound comes alone."""
+    pulling = Pulling(orders, Room(64, max_bytes=10_000))
+    sizes = [3000, 3000, 3000, 3000, 30_000, 3000, 10, 10]
+    for size in sizes:
+        await orders.publisher.publish_raw("orders.placed", b"x" * size)
+    pulling.subscription.start()
+    seen: list[int] = []
+    while len(seen) < len(sizes):
+        await until(lambda: bool(pulling.room.held))
+        held = [len(body) for _, body in pulling.room.held]
+        assert sum(held) <= 10_000 or held == [30_000]
+        seen += held[:1]
+        await pulling.settle(1)
+    assert seen == sizes
+    await pulling.subscription.stop()
+
+
+async def test_paused_it_asks_for_nothing_and_resumed_it_goes_on(orders: Bench, app: App) -> None:
+    """What was asked for before may still arrive, and nothing more."""
+    pulling = Pulling(orders, Room(4))
+    pulling.subscription.start()
+    await place(orders, range(4))
+    await until(lambda: len(pulling.room.held) == 4)
+    pulling.subscription.pause()
+    await pulling.settle(4)
+    await place(orders, range(4, 8))
+    # Longer than a request lives, and than the loop waits to look again.
+    await asyncio.sleep(2.5)
+    assert pulling.room.held == []
+    pulling.subscription.resume()
+    await until(lambda: len(pulling.room.held) == 4, 1)
+    await pulling.subscription.stop()
+
+
+async def test_after_idling_it_is_at_full_speed_at_once(orders: Bench, app: App) -> None:
+    """Requests expire and their credit comes back: demand is neither lost nor doubled."""
+    pulling = Pulling(orders, Room(512))
+    with capture_logs() as logs:
+        pulling.subscription.start()
+        await asyncio.sleep(3.2)
+        started = time.monotonic()
+        await orders.publisher.publish(Placed(number=0))
+        await until(lambda: len(pulling.room.held) == 1)
+        assert time.monotonic() - started < 0.2
+        await place(orders, range(1, 2000))
+        await until(lambda: len(pulling.room.held) == 512, 1)
+        await orders.client.flush()
+        assert pulling.room.most == 512
+        assert (await orders.backlog(app)).ack_pending == 512
+        started = time.monotonic()
+        seen = 0
+        while seen < 2000:
+            await until(lambda: bool(pulling.room.held))
+            seen += len(await pulling.settle(512))
+        assert time.monotonic() - started < 2
+    assert logs == []
+    assert pulling.room.most == 512
+    await pulling.subscription.stop()
+
+
+async def test_stopping_waits_for_what_is_on_its_way(orders: Bench, app: App) -> None:
+    """Nothing is left with the server as delivered that isn't in the mailbox."""
+    pulling = Pulling(orders, Room(256))
+    for _ in range(5):
+        pulling = Pulling(orders, pulling.room)
+        publishing = asyncio.create_task(place(orders, range(500)))
+        pulling.subscription.start()
+        await until(lambda room=pulling.room: bool(room.held))  # type: ignore[misc]
+        await pulling.subscription.stop()
+        held = len(pulling.room.held)
+        await publishing
+        assert (await orders.backlog(app)).ack_pending == held
+        await pulling.settle(held)
+        await orders.client.flush()
+    assert pulling.failures == []
+
+
+async def test_a_consumer_deleted_while_pulling_fails_the_cell(orders: Bench) -> None:
+    """Its error says what happens next; the supervisor decides."""
+    handled = Handled()
+    cell = await orders.cell(handled.app())
+    await place(orders, range(10))
+    await until(lambda: len(handled.numbers) == 10)
+    await orders.client.jetstream().delete_consumer("ORDERS", "shop-billing")
+    error = await failure(cell)
+    assert isinstance(error, BrokerError)
+    assert str(error) == GONE
+    assert (cell.status.state, cell.status.reason) == ("failed", f"BrokerError: {GONE}")
+
+
+async def test_a_consumer_deleted_while_nothing_is_asked_for_fails_the_cell(orders: Bench) -> None:
+    """The next request finds nobody."""
+    handled = Handled()
+    handled.release.clear()
+    app = handled.app(mailbox=Mailbox(capacity=4))
+    cell = await orders.cell(app)
+    await place(orders, range(10))
+    await until(lambda: cell.status.held == 4)
+    await orders.client.jetstream().delete_consumer("ORDERS", "shop-billing")
+    await asyncio.sleep(0.1)
+    assert cell.status.state == "up"
+    handled.release.set()
+    assert str(await failure(cell)) == GONE
+
+
+async def test_a_deleted_stream_fails_the_cell(orders: Bench) -> None:
+    """As its consumers go with it."""
+    cell = await orders.cell(Handled().app())
+    await orders.client.jetstream().delete_stream("ORDERS")
+    assert str(await failure(cell)) == GONE
+
+
+async def test_a_consumer_without_a_leader_for_a_moment_is_not_gone(orders: Bench) -> None:
+    """Nobody answers a request then, and the cell waits instead of failing."""
+    handled = Handled()
+    app = handled.app()
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    async with proxy(orders.url) as between:
+        cell = CellRun(app, between.url, orders.directory)
+        with capture_logs() as logs:
+            # Requests for a consumer that nobody serves are what the server sees.
+            between.rewrite = (b"MSG.NEXT.ORDERS.shop-billing", b"MSG.NEXT.ORDERS.shop-elected")
+            await cell.start()
+            await place(orders, range(10))
+            await until(lambda: sum(entry.get("status") == "503" for entry in logs) >= 2)
+            assert cell.status.state == "up"
+            between.rewrite = None
+            await until(lambda: len(handled.numbers) == 10)
+        await orders.settled(app)
+        await cell.stop()
+
+
+@pytest.mark.parametrize("key", [None, "customer"])
+async def test_a_broker_killed_under_load_strands_nothing(
+    orders: Bench, nats_server: NatsServer, key: str | None
+) -> None:
+    """A new inbox after the reconnect; each event is handled, and at the end nothing is pending."""
+    handled = Handled()
+    app = handled.app(key=key, ack_wait_seconds=2, hang_timeout_seconds=1, mailbox=Mailbox(capacity=256))
+    cell = await orders.cell(app)
+    await place(orders, range(4000), 20)
+    for threshold in (500, 1500):
+        await until(lambda: len(set(handled.numbers)) > threshold)  # noqa: B023
+        nats_server.kill()
+        await until(lambda: not cell.status.connected)
+        nats_server.start()
+        await until(lambda: cell.status.connected)
+    await until(lambda: len(set(handled.numbers)) == 4000)
+    await orders.settled(app)
+    state = await orders.backlog(app)
+    assert (state.pending, state.ack_pending) == (0, 0)
+    repeats = len(handled.numbers) - 4000
+    # What had been handled and whose ack died with the broker, or was not on its disk yet.
+    assert repeats == cell.status.counters["handled"] - 4000
+    assert cell.status.held == 0
+    if key is not None:
+        for customer in list(handled.by_customer):
+            assert handled.first_runs(customer) == sorted(handled.first_runs(customer))
+
+
+@pytest.mark.parametrize("key", [None, "customer"])
+async def test_cut_connections_under_load_lose_nothing(orders: Bench, key: str | None) -> None:
+    """Each event is handled at least once and in its key's order; only what was on its way comes again."""
+    handled = Handled()
+    count, cuts = 6000, 5
+    app = handled.app(key=key, ack_wait_seconds=2, hang_timeout_seconds=1, mailbox=Mailbox(capacity=256))
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    async with proxy(orders.url) as between:
+        cell = CellRun(app, between.url, orders.directory)
+        await cell.start()
+        publishing = asyncio.create_task(place(orders, range(count), 20))
+        for cut in range(1, cuts + 1):
+            await until(lambda: len(set(handled.numbers)) > cut * count // 10)  # noqa: B023
+            between.cut()
+            await until(lambda: between.connections == cut + 1)  # noqa: B023
+            await until(lambda: cell.status.connected)
+        await publishing
+        await until(lambda: len(set(handled.numbers)) == count)
+        await orders.settled(app)
+        state = await orders.backlog(app)
+        assert (state.pending, state.ack_pending) == (0, 0)
+        repeats = Counter(handled.numbers)
+        assert sum(repeats.values()) - count <= cuts * 256
+        if key is not None:
+            for customer in list(handled.by_customer):
+                assert handled.first_runs(customer) == sorted(handled.first_runs(customer))
+        await cell.stop()

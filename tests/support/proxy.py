@@ -1,0 +1,80 @@
+"""A TCP proxy before the broker that a test may cut, and that changes what goes by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Proxy:
+    """Passes bytes on until it is told otherwise.
+
+    Attributes:
+        rewrite: what is replaced in what the client sends, and by what of the same length.
+        connections: how many clients have connected so far.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.rewrite: tuple[bytes, bytes] | None = None
+        self.connections = 0
+        self._port = port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def start(self) -> None:
+        """Listen on a free port."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+
+    def cut(self) -> None:
+        """Reset every connection, with whatever is on its way."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def stop(self) -> None:
+        """Cut everything and listen no more."""
+        self._server.close()
+        self.cut()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers |= {writer, broker_writer}
+        for source, target, outward in ((reader, broker_writer, True), (broker_reader, writer, False)):
+            task = asyncio.create_task(self._pass_on(source, target, outward))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass_on(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, outward: bool
+    ) -> None:
+        try:
+            while data := await source.read(65536):
+                if outward and self.rewrite is not None:
+                    data = data.replace(*self.rewrite)
+                target.write(data)
+                await target.drain()
+        except OSError:
+            return
+        finally:
+            target.transport.abort()
+
+
+@asynccontextmanager
+async def proxy(url: str) -> AsyncIterator[Proxy]:
+    """Stand before the broker for the length of a test."""
+    made = Proxy(int(url.rpartition(":")[2]))
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
