@@ -87,8 +87,8 @@ class CellHost(ControlActor):
 
     def _run(self, app: App) -> None:
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(self._run_cell(app))
+            # Never closed: that would wait for every task, the user's too, before the last word is said.
+            asyncio.Runner(loop_factory=uvloop.new_event_loop).run(self._run_cell(app))
             if not self._stop_asked:
                 raise RuntimeError("the cell ended without having been asked to")
         except BaseException as error:  # noqa: BLE001 - whatever ends the cell must reach its supervisor

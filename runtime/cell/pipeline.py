@@ -223,8 +223,11 @@ class Pipeline:
                 await outputs.send(collected, subject)
             for returned in returned_events(result):
                 await outputs.send(returned)
+        except asyncio.CancelledError:
+            # Ours alone: `_run` has made an error of every other one.
+            raise
         # A handler may raise anything, and that is what retries are for; one that exits is no better.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             self._ledger.held(delivery.slot)
             return await self._failed(delivery, handler, context, error)
         finally:
@@ -309,7 +312,7 @@ class Pipeline:
         delivery: HeldDelivery,
         handler: HandlerSpec,
         context: CellContext,
-        error: Exception | SystemExit,
+        error: BaseException,
     ) -> Outcome:
         # The next run decodes anew: a handler may have changed an untyped event.
         delivery.event = None

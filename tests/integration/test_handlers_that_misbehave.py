@@ -89,6 +89,8 @@ class BrokenText(Exception):
     ("handler", "error"),
     [
         (lambda: raise_(SystemExit(3)), "exhausted: SystemExit: 3"),
+        (lambda: raise_(KeyboardInterrupt()), "exhausted: KeyboardInterrupt"),
+        (lambda: raise_(GeneratorExit()), "exhausted: GeneratorExit"),
         (leak_a_cancellation, LEAKED),
         (lambda: raise_(asyncio.CancelledError()), LEAKED),
         (lambda: asyncio.sleep(0, 7), NO_SUBJECT.format("int")),
@@ -104,6 +106,8 @@ class BrokenText(Exception):
     ],
     ids=[
         "exit",
+        "interrupt",
+        "generator-exit",
         "leak",
         "cancel",
         "number",
