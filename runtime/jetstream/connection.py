@@ -112,7 +112,11 @@ async def close(client: Client) -> None:
             await client.flush(timeout=2)
         except (nats.errors.Error, TimeoutError) as error:
             _log.warning("broker did not confirm the last flush", error=str(error))
-    await client.close()
+    try:
+        await client.close()
+    except OSError as error:
+        # nats-py writes what is pending to a socket that may be gone.
+        _log.warning("broker was gone at the close", error=str(error))
 
 
 def _credentials(connection: ConnectionSpec) -> dict[str, Any]:

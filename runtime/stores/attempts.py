@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 import nats.errors
 import nats.js.errors
+import structlog
 from nats.aio.client import Client
 from nats.js.kv import KeyValue
 
@@ -32,6 +33,7 @@ class Attempts(msgspec.Struct, frozen=True):
 NONE = Attempts()
 MAX_ERROR_CHARACTERS = 1000
 _decode = msgspec.msgpack.Decoder(Attempts).decode
+_log = structlog.get_logger("understudy.attempts")
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -62,6 +64,10 @@ class AttemptStore:
         """
         try:
             opened = await client.jetstream().key_value(bucket)
+        except nats.js.errors.BucketNotFoundError as error:
+            raise BrokerError(
+                f"KV bucket {bucket} is gone from the server; start 'understudy run' anew, which makes it"
+            ) from error
         except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
             raise BrokerError(
                 f"KV bucket {bucket} can't be opened: {str(error) or type(error).__name__}"
@@ -84,7 +90,12 @@ class AttemptStore:
             return NONE
         except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
             raise BrokerError(f"the attempts of sequence {sequence} can't be read: {error}") from error
-        return _decode(entry.value) if entry.value else NONE
+        try:
+            return _decode(entry.value) if entry.value else NONE
+        except msgspec.MsgspecError as error:
+            # Of a later version, perhaps: better tried once too often than never.
+            _log.warning("the record of attempts can't be read", sequence=sequence, error=str(error))
+            return NONE
 
     async def write(self, sequence: int, attempts: Attempts) -> None:
         """Record a failure; the record's age starts anew.

@@ -30,7 +30,7 @@ async def client(nats_server: NatsServer) -> AsyncIterator[Client]:
     client = await connection.connect(ConnectionSpec(servers=(nats_server.url,)), name="test")
     await client.jetstream().add_stream(name="ORDERS", subjects=["orders.>"])
     yield client
-    await client.close()
+    await connection.close(client)
 
 
 @pytest.fixture
@@ -206,6 +206,15 @@ async def test_a_broker_that_stays_away_is_an_error_after_the_timeout(
     assert str(error) == "orders.placed: no stream confirmed the event within 0.5 s"
     assert error.code is None
     assert 0.4 < time.monotonic() - started < 2
+
+
+async def test_a_publisher_s_block_ends_though_the_broker_is_gone(nats_server: NatsServer) -> None:
+    """What was pending is given up, and that is no error of the block."""
+    async with Publisher.connect(nats_server.url) as publisher:
+        nats_server.stop()
+        publishing = asyncio.create_task(publisher.publish(Placed(number=1)))
+        await asyncio.sleep(0.1)
+    publishing.cancel()
 
 
 async def test_a_full_window_is_backpressure(nats_server: NatsServer, client: Client) -> None:
