@@ -261,8 +261,9 @@ class Cell:
             await _call(actor.on_stop, actor.on_stop)
         except (Exception, SystemExit):  # noqa: BLE001, user code may raise anything, and the stop goes on
             _log.exception("on_stop failed")
-        await connection.close(self._client)
-        if self._mailbox.is_empty():
+        confirmed = await connection.close(self._client)
+        # Acks that the server may not have are in the ledger, and are repeated by the next start.
+        if confirmed and self._mailbox.is_empty():
             self._file.remove()
         _log.info("drained", given_back=len(held))
 

@@ -102,14 +102,19 @@ async def connect(
     return client
 
 
-async def close(client: Client) -> None:
+async def close(client: Client) -> bool:
     """Write out what is pending and close; never waits for a server that is gone.
 
     nats-py's own `drain` hangs with pull subscriptions, so this flushes and closes.
+
+    Returns:
+        Whether the server has everything that was written.
     """
+    confirmed = False
     if client.is_connected:
         try:
             await client.flush(timeout=2)
+            confirmed = True
         except (nats.errors.Error, TimeoutError) as error:
             _log.warning("broker did not confirm the last flush", error=str(error))
     try:
@@ -117,6 +122,7 @@ async def close(client: Client) -> None:
     except OSError as error:
         # nats-py writes what is pending to a socket that may be gone.
         _log.warning("broker was gone at the close", error=str(error))
+    return confirmed
 
 
 def _credentials(connection: ConnectionSpec) -> dict[str, Any]:

@@ -359,3 +359,40 @@ async def test_cut_connections_under_load_lose_nothing(orders: Bench, key: str |
             for customer in list(handled.by_customer):
                 assert handled.first_runs(customer) == sorted(handled.first_runs(customer))
         await cell.stop()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+async def test_a_drain_without_a_broker_leaves_its_file_to_the_next_start(
+    orders: Bench, nats_server: NatsServer, finished: bool
+) -> None:
+    """It ends all the same; what is held is taken over, what is done is acked again, nothing runs twice."""
+    handled = Handled()
+    handled.release.clear()
+    app = handled.app(mailbox=Mailbox(capacity=16), concurrency=1 if finished else 2)
+    cell = await orders.cell(app)
+    await place(orders, range(50))
+    await until(lambda: cell.status.held == 16)
+    nats_server.stop()
+    await until(lambda: not cell.status.connected)
+    assert cell.cell is not None
+    assert cell.task is not None
+    if finished:
+        handled.release.set()
+        await until(lambda: cell.status.held == 0)
+    cell.cell.stop()
+    if not finished:
+        await until(lambda: cell.status.state == "draining")
+        # Until the drain's patience with what waits has ended, so that it stays.
+        await asyncio.sleep(1.2)
+        handled.release.set()
+    await asyncio.wait_for(cell.task, 10)
+    assert len(handled.numbers) == (16 if finished else 2)
+    assert cell.path.exists()
+    nats_server.start()
+    await until(lambda: orders.client.is_connected)
+    await cell.start()
+    await orders.settled(app)
+    assert sorted(handled.numbers) == list(range(50))
+    assert cell.status.counters["redelivered"] == 0
+    assert cell.status.counters["taken_over"] == (0 if finished else 14)
+    assert len(list(orders.directory.glob("*.cell"))) == 1
