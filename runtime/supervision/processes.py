@@ -36,11 +36,12 @@ def read_process(pid: int) -> Process | None:
         pid: a process id.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The command's name stands in parentheses and may itself hold spaces and parentheses.
-    fields = stat[stat.rindex(")") + 2 :].split()
+    # The command's name stands in parentheses and may itself hold any byte: spaces, parentheses, half a
+    # character of UTF-8 where the kernel cut it off.
+    fields = stat[stat.rindex(b")") + 2 :].decode("ascii").split()
     return Process(pid=pid, parent_pid=int(fields[1]), state=fields[0], start_ticks=int(fields[19]))
 
 
