@@ -130,7 +130,7 @@ def running_url(directory: Path) -> str | None:
 def _read_url(directory: Path) -> str | None:
     try:
         return (directory / "nats.url").read_text(encoding="utf-8").strip() or None
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 

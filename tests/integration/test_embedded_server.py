@@ -153,6 +153,12 @@ def test_a_directory_that_cannot_be_written_is_named_with_the_remedy(tmp_path: P
     )
 
 
+def test_a_url_file_that_was_overwritten_names_no_server(tmp_path: Path) -> None:
+    """Whatever stands in it, no command may end in a traceback for it."""
+    (tmp_path / "nats.url").write_bytes(b"\xff\xfe\x00")
+    assert running_url(tmp_path) is None
+
+
 def test_a_port_in_use_is_reported_with_the_servers_log(tmp_path: Path, nats_server: NatsServer) -> None:
     """What the server said goes into the message; nothing is left running."""
     with pytest.raises(ConfigurationError, match="address already in use"):
