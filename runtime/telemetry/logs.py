@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import IO, Literal
+from typing import IO, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -18,6 +20,7 @@ LogFormat = Literal["console", "json"]
 _FIRST_KEYS = ("time", "level", "event", "app", "supervisor", "actor", "cell")
 # Libraries that would report through handlers of their own, or report every start and stop as news.
 _REROUTED = ("nats", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "Thespian")
+_log = structlog.get_logger("python")
 
 
 def resolve_format(format: str, stream: IO[str] | None = None) -> LogFormat:  # noqa: A002 - the setting's name
@@ -79,6 +82,38 @@ def configure_logging(*, level: str, format: LogFormat, context: Mapping[str, st
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(threshold if level == "debug" else max(threshold, logging.WARNING))
+    # What Python itself would print there, in a form that no reader of entries expects.
+    threading.excepthook = _log_thread_failure
+    sys.unraisablehook = _log_unraisable
+    warnings.showwarning = _log_warning
+
+
+def _log_thread_failure(failure: threading.ExceptHookArgs, /) -> None:
+    if failure.exc_type is SystemExit:
+        return
+    exception = failure.exc_value or failure.exc_type()
+    name = failure.thread.name if failure.thread is not None else "unknown"
+    _log.error("thread failed", thread=name, exc_info=exception)
+
+
+def _log_unraisable(unraisable: sys.UnraisableHookArgs, /) -> None:
+    # The object itself may be half gone, so only its type is named.
+    _log.error(
+        unraisable.err_msg or "exception ignored",
+        object=type(unraisable.object).__qualname__,
+        exc_info=unraisable.exc_value or unraisable.exc_type(),
+    )
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001 - Python's signature
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    _log.warning(str(message), category=category.__name__, where=f"{filename}:{lineno}")
 
 
 class _Bound:

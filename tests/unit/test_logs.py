@@ -6,6 +6,9 @@ import json
 import logging
 import os
 import re
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from io import StringIO
 from typing import Any
@@ -23,7 +26,9 @@ CONTEXT = {"app": "flights", "actor": "delay-monitor", "cell": "delay-monitor/0"
 def _logging_restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    hooks = threading.excepthook, sys.unraisablehook, warnings.showwarning
     yield
+    threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
@@ -163,3 +168,43 @@ def test_auto_is_console_on_a_terminal_and_else_json(setting: str, terminal: boo
             return terminal
 
     assert resolve_format(setting, Stream()) == expected
+
+
+def test_what_python_would_print_itself_is_an_entry_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """A thread's exception, one in a destructor, a warning: whoever reads stderr reads JSON."""
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("in a destructor")
+
+    def fail() -> None:
+        raise ValueError("in a thread")
+
+    configure_logging(level="info", format="json", context=CONTEXT)
+    thread = threading.Thread(target=fail, name="pool-1")
+    thread.start()
+    thread.join()
+    Broken()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        # As catch_warnings and pytest leave it, Python's own.
+        configure_logging(level="info", format="json", context=CONTEXT)
+        warnings.warn("this is old", DeprecationWarning, stacklevel=1)
+    failed, ignored, warned = entries(capsys)
+    assert (failed["level"], failed["event"], failed["thread"]) == ("error", "thread failed", "pool-1")
+    assert failed["exception"].endswith("ValueError: in a thread")
+    assert (ignored["level"], ignored["event"]) == ("error", "exception ignored")
+    assert ignored["exception"].endswith("ValueError: in a destructor")
+    assert (warned["level"], warned["event"]) == ("warning", "this is old")
+    assert warned["category"] == "DeprecationWarning"
+    assert warned["where"].startswith(__file__)
+    assert all(entry["cell"] == "delay-monitor/0" for entry in (failed, ignored, warned))
+
+
+def test_a_thread_that_exits_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """As Python has it: sys.exit() in a thread ends the thread."""
+    configure_logging(level="info", format="json", context=CONTEXT)
+    thread = threading.Thread(target=sys.exit)
+    thread.start()
+    thread.join()
+    assert entries(capsys) == []
