@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # As many as the publisher's own window holds; more would only wait there.
 IN_FLIGHT = 1024
+_CHUNK_BYTES = 64 * 1024
 _HEADERS = {"Content-Type": "application/json"}
 
 
@@ -54,7 +56,7 @@ def publish(
             problem = _problem(body.encode())
             if problem:
                 raise DecodeError(f"--json {problem}")
-            lines = iter([(1, body.encode())])
+            lines = _only(body.encode())
         settings = settings_from(config, {"nats.servers": servers}, quiet=True)
         with remedies(settings):
             counts = asyncio.run(_publish_all(settings.connection(), subject, lines, show_lines=body is None))
@@ -91,7 +93,7 @@ class Counts:
 
 
 async def _publish_all(
-    connection: ConnectionSpec, subject: str, lines: Iterator[tuple[int, bytes]], *, show_lines: bool
+    connection: ConnectionSpec, subject: str, lines: AsyncIterator[tuple[int, bytes]], *, show_lines: bool
 ) -> Counts:
     from understudy.runtime.jetstream.publisher import Publisher
 
@@ -105,7 +107,7 @@ async def _publish_all(
                     f"line {number}: {text}" if show_lines else text, markup=False, soft_wrap=True
                 )
 
-            for number, line in lines:
+            async for number, line in lines:
                 problem = _problem(line)
                 if problem:
                     counts.malformed += 1
@@ -174,11 +176,44 @@ def _open(name: str) -> BinaryIO:
         raise ConfigurationError(f"--file {name}: {error.strerror}") from error
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(file, start=1):
-        text = line.strip()
-        if text:
-            yield number, text
+async def _only(body: bytes) -> AsyncIterator[tuple[int, bytes]]:
+    yield 1, body
+
+
+async def _lines(file: BinaryIO) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield each line that isn't blank with its number, as soon as it is there.
+
+    What comes through a pipe comes when it likes: the events before it must not wait for it.
+    """
+    descriptor, number, rest = file.fileno(), 0, bytearray()
+    while True:
+        await _until_readable(descriptor)
+        chunk = os.read(descriptor, _CHUNK_BYTES)
+        rest += chunk
+        if chunk and b"\n" not in chunk:
+            continue
+        *whole, rest = rest.split(b"\n") if chunk else [rest, bytearray()]
+        for line in whole:
+            number += 1
+            if text := bytes(line.strip()):
+                yield number, text
+        if not chunk:
+            return
+
+
+async def _until_readable(descriptor: int) -> None:
+    readable = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_reader(descriptor, readable.set)
+    except PermissionError:
+        # epoll takes no regular file, and reading one doesn't block.
+        await asyncio.sleep(0)
+        return
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def _problem(body: bytes) -> str:

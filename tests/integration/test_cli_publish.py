@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +87,36 @@ async def test_the_server_of_an_embedded_run_in_the_directory_is_found(
         env={"XDG_CONFIG_HOME": str(tmp_path)},
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "1 published\n", "")
+
+
+async def test_a_line_from_a_pipe_goes_out_before_the_next_comes(
+    nats_server: NatsServer, jetstream: JetStreamContext
+) -> None:
+    """As in `tail -f events | understudy publish … --file -`; Ctrl-C ends it."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "understudy.runtime", "publish", "orders.placed", "--file", "-"),
+            *("--servers", nats_server.url),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    for number, written in enumerate((b'{"id": 1}\n{"id":', b" 2}\n"), start=1):
+        process.stdin.write(written)
+        process.stdin.flush()
+        async with asyncio.timeout(10):
+            while (await jetstream.stream_info("ORDERS")).state.messages < number:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (130, b"")
+
+
+async def test_a_last_line_may_lack_its_end(nats_server: NatsServer, jetstream: JetStreamContext) -> None:
+    """In a file as in a pipe."""
+    result = understudy(nats_server, "orders.placed", "--file", "-", stdin='{"id": 1}\r\n\n{"id": 2}')
+    assert (result.returncode, result.stdout) == (0, "2 published\n")
+    message = await jetstream.get_msg("ORDERS", 1)
+    assert message.data == b'{"id": 1}'
