@@ -18,6 +18,8 @@ from understudy.runtime.cell.status import read_status
 VARIABLE = "UNDERSTUDY_RUN_DIRECTORY"
 TMPFS = Path("/dev/shm")  # noqa: S108 - the folder below it is ours alone, and checked to be
 LOCK_NAME = "launcher.lock"
+# Less than this can't hold the files of any run.
+ROOM_BYTES = 64 * 1024
 
 
 class RunDirectory:
@@ -43,20 +45,24 @@ class RunDirectory:
             ConfigurationError: the folder can't be written, or belongs to someone else.
         """
         base = _base()
+        run_id = secrets.token_hex(8)
+        # Under a hidden name until it is locked: another launcher's sweep takes an unlocked one for dead.
+        unborn = base / app / f".{run_id}"
         try:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
             if VARIABLE not in os.environ and base.lstat().st_uid != os.getuid():
                 # Everyone may write to the folder above, so someone else could have been first.
                 raise PermissionError(errno.EACCES, "it belongs to another user")
             (base / app).mkdir(mode=0o700, exist_ok=True)
-            run_id = secrets.token_hex(8)
-            # Under a hidden name until it is locked: another launcher's sweep takes an unlocked one for dead.
-            unborn = base / app / f".{run_id}"
             unborn.mkdir(mode=0o700)
             lock = os.open(unborn / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # What is full takes new folders and empty files all the same.
+            os.posix_fallocate(lock, 0, ROOM_BYTES)
+            os.ftruncate(lock, 0)
             path = unborn.rename(base / app / run_id)
         except OSError as error:
+            shutil.rmtree(unborn, ignore_errors=True)
             raise ConfigurationError(
                 f"{base}: cannot be used for the files of a run: {error.strerror}; "
                 f"set {VARIABLE} to a folder that is yours, best on tmpfs"
@@ -117,6 +123,7 @@ class RunDirectory:
 
 def _base() -> Path:
     if chosen := os.environ.get(VARIABLE):
-        return Path(chosen)
+        # Absolute: a handler may change its process' working directory.
+        return Path(chosen).absolute()
     parent = TMPFS if TMPFS.is_dir() else Path(tempfile.gettempdir())
     return parent / f"understudy-{os.getuid()}"

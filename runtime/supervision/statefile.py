@@ -6,6 +6,7 @@ a process hangs. A restarted supervisor goes on from its predecessor's file.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -67,6 +68,9 @@ class SupervisorStatus(msgspec.Struct, frozen=True, kw_only=True):
     children: tuple[ChildStatus, ...]
 
 
+# A view is padded to whole pages, so that a later one mostly fits where it stands.
+PAGE = 4096
+READ_ATTEMPTS = 5
 _decoder = msgspec.json.Decoder(SupervisorStatus)
 
 
@@ -78,14 +82,26 @@ def state_path(run_directory: Path, supervisor: str) -> Path:
 def write_state(run_directory: Path, status: SupervisorStatus) -> None:
     """Replace the supervisor's file; who reads meanwhile sees the old one or the new one.
 
+    Where the file system is full, the view is written over the old one, which needs no room.
+
     Args:
         run_directory: the run's.
         status: the whole view.
+
+    Raises:
+        OSError: there is no room for it either way.
     """
     path = state_path(run_directory, status.name)
     new = path.with_suffix(".new")
-    new.write_bytes(msgspec.json.encode(status))
-    new.replace(path)
+    body = msgspec.json.encode(status)
+    body += b" " * (-len(body) % PAGE)
+    try:
+        new.write_bytes(body)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        if not _overwrite(path, body):
+            raise
 
 
 def read_state(run_directory: Path, supervisor: str) -> SupervisorStatus | None:
@@ -95,7 +111,26 @@ def read_state(run_directory: Path, supervisor: str) -> SupervisorStatus | None:
         run_directory: the run's.
         supervisor: its name.
     """
+    path = state_path(run_directory, supervisor)
+    for attempt in range(1, READ_ATTEMPTS + 1):
+        try:
+            return _decoder.decode(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError:
+            # It is just being written over.
+            if attempt == READ_ATTEMPTS:
+                raise
+    return None
+
+
+def _overwrite(path: Path, body: bytes) -> bool:
     try:
-        return _decoder.decode(state_path(run_directory, supervisor).read_bytes())
+        descriptor = os.open(path, os.O_WRONLY)
     except FileNotFoundError:
-        return None
+        return False
+    try:
+        size = os.fstat(descriptor).st_size
+        return len(body) <= size and os.pwrite(descriptor, body.ljust(size), 0) == size
+    finally:
+        os.close(descriptor)

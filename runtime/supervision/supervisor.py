@@ -65,6 +65,7 @@ class Supervisor(ControlActor):
         self._stop_turn: Child | None = None
         self._timed_out: list[str] = []
         self._next_tick = 0.0
+        self._save_failed = False
 
     def receive(self, message: object, sender: Any) -> None:
         """Handle one message; what comes late from an earlier generation is ignored."""
@@ -345,16 +346,22 @@ class Supervisor(ControlActor):
     # The state file
 
     def _save(self) -> None:
-        write_state(
-            self._directory,
-            SupervisorStatus(
-                name=self._start.spec.name,
-                pid=os.getpid(),
-                generation=self._start.generation,
-                state=self._state,
-                reason=self._reason,
-                heartbeat=boottime(),
-                timed_out=tuple(self._timed_out),
-                children=tuple(child.status() for child in self._children),
-            ),
+        status = SupervisorStatus(
+            name=self._start.spec.name,
+            pid=os.getpid(),
+            generation=self._start.generation,
+            state=self._state,
+            reason=self._reason,
+            heartbeat=boottime(),
+            timed_out=tuple(self._timed_out),
+            children=tuple(child.status() for child in self._children),
         )
+        try:
+            write_state(self._directory, status)
+        except OSError as error:
+            # A full tmpfs is no reason to stop what works; the next tick tries again.
+            if not self._save_failed:
+                _log.error("state file can't be written", error=str(error))
+            self._save_failed = True
+        else:
+            self._save_failed = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -157,3 +158,28 @@ def test_someone_elses_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     os.chown(theirs, 12345, 12345)
     with pytest.raises(ConfigurationError, match="it belongs to another user"):
         RunDirectory.create("app")
+
+
+def test_a_full_file_system_is_told_at_the_start(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It still takes folders and empty files, so that each process would fail later by itself."""
+
+    def full(_descriptor: int, _offset: int, _length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ConfigurationError) as caught:
+        RunDirectory.create("app")
+    assert str(caught.value) == (
+        f"{base}: cannot be used for the files of a run: No space left on device; "
+        "set UNDERSTUDY_RUN_DIRECTORY to a folder that is yours, best on tmpfs"
+    )
+    assert list((base / "app").iterdir()) == []
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler may change the working directory of its cell."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNDERSTUDY_RUN_DIRECTORY", "here")
+    run = RunDirectory.create("app")
+    assert run.path.parent == tmp_path / "here" / "app"
+    run.close()
