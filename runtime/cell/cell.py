@@ -101,9 +101,9 @@ class Cell:
             actor, taken_over = await self._prepare()
             ready()
             self._status.state(CellState.UP)
-            handing_over = asyncio.create_task(self._hand_over(taken_over), name="understudy-hand-over")
-            await self._until_stop([*background, handing_over])
-            handing_over.cancel()
+            feeding = asyncio.create_task(self._feed(taken_over), name="understudy-feed")
+            await self._until_stop([*background, feeding])
+            feeding.cancel()
             await self._drain(actor)
             self._status.state(CellState.STOPPED)
         except BaseException as error:
@@ -210,36 +210,26 @@ class Cell:
         await _call(lambda: actor.on_start(context), actor.on_start)
         return actor
 
-    async def _hand_over(self, taken_over: TakenOver) -> None:
-        """Handle what was taken over, suspects first and alone, then ask the stream for more."""
-        max_crashes = self._options.retry.max_crashes
+    async def _feed(self, taken_over: TakenOver) -> None:
+        """Handle what was taken over, suspects first and alone, then what the stream has."""
         for delivery in taken_over.suspects:
             self._pipeline.prepare(delivery)
-            if delivery.attempts is not None and delivery.attempts.crashes >= max_crashes:
-                await self._pipeline.dead_letter(
-                    delivery, "crashed", f"its process died {max_crashes} times: {self._start.reason}"
-                )
-                continue
             self._lanes.add(delivery)
             await self._lanes.quiet()
         for delivery in taken_over.held:
             self._pipeline.prepare(delivery)
             self._lanes.add(delivery)
-        self._subscription.start()
-        await asyncio.get_running_loop().create_future()
+        await self._subscription.start()
 
     async def _until_stop(self, tasks: list[asyncio.Task[None]]) -> None:
         assert self._failure is not None
         stop = asyncio.create_task(self._stop.wait(), name="understudy-stop")
+        watched: set[asyncio.Future[Any]] = {stop, self._failure, *tasks, *self._lanes.workers}
         try:
-            while not stop.done():
-                watched: set[asyncio.Future[Any]] = {stop, self._failure, *tasks, *self._lanes.workers}
-                if self._subscription.task is not None:
-                    watched.add(self._subscription.task)
-                finished, _ = await asyncio.wait(watched, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished - {stop}:
-                    task.result()
-                    raise RuntimeError(f"{task} ended")
+            finished, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            for task in finished - {stop}:
+                task.result()
+                raise RuntimeError(f"{task} ended")
         finally:
             stop.cancel()
 

@@ -172,7 +172,7 @@ class Pipeline:
                 error=error,
                 dead_letter_error=str(unwritten),
             )
-            return await self._retry(delivery, self._spec.options.retry.max_delay_seconds)
+            return await self._again(delivery, self._spec.options.retry.max_delay_seconds)
         self._log.warning(
             "dead letter",
             reason=reason,
@@ -348,9 +348,13 @@ class Pipeline:
             exc_info=None if expected else error,
         )
         await self._record(delivery.sequence, delivery.attempts)
+        return await self._again(delivery, delay)
+
+    async def _again(self, delivery: HeldDelivery, delay_seconds: float) -> Outcome:
+        """Keep the delivery and its key shut, or give it back, as the actor's `on_failure` says."""
         if self._spec.options.on_failure == "block":
-            return Again(delay)
-        return await self._retry(delivery, delay)
+            return Again(delay_seconds)
+        return await self._retry(delivery, delay_seconds)
 
     async def _record(self, sequence: int, attempts: Attempts) -> None:
         try:

@@ -103,14 +103,14 @@ class PullSubscription:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """The task that sends requests, once started; it ends only by failing or by `stop`."""
-        return self._task
+    def start(self) -> asyncio.Task[None]:
+        """Subscribe and send the first request, or wait for the connection to do so.
 
-    def start(self) -> None:
-        """Subscribe and send the first request, or wait for the connection to do so."""
+        Returns:
+            What goes on sending requests; it ends only by failing or by `stop`.
+        """
         self._task = asyncio.create_task(self._refill_loop(), name="understudy-pull")
+        return self._task
 
     def settled(self) -> None:
         """Hear that the mailbox has more room; cheap enough for every settled delivery."""

@@ -186,7 +186,8 @@ async def _plan_consumer(client: Client, plan: _Plan, consumer: ConsumerSpec) ->
         changes,
         subject,
         {"stream_name": consumer.stream, "config": config, "action": "update"},
-        allowed=("filter_subjects",) if widens else (),
+        # How many failures may wait follows from the mailbox, and changes nothing that is stored.
+        allowed=("filter_subjects", "max_ack_pending") if widens else ("max_ack_pending",),
     )
 
 
