@@ -23,6 +23,7 @@ import msgspec
 from understudy.actors.errors import ConfigurationError, DeclarationError
 from understudy.actors.names import nearest
 from understudy.runtime.app import App
+from understudy.runtime.lifeline import die_with_us
 from understudy.runtime.specs import AppSpec
 
 TIMEOUT_SECONDS = 60.0
@@ -46,7 +47,7 @@ def inspect_target(target: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> 
         # A file and not a pipe: nothing can block on it, and a process that the module leaves behind can't
         # hold it open.
         # -P: this package itself must not be looked for in the user's directory.
-        arguments = [target, str(answer_file.fileno()), str(timeout_seconds)]
+        arguments = [target, str(answer_file.fileno())]
         command = [sys.executable, "-P", "-m", __spec__.name, *arguments]
         status = _run(command, answer_file.fileno(), target, timeout_seconds)
         answer_file.seek(0)
@@ -136,7 +137,12 @@ def _run(command: list[str], answer: int, target: str, timeout_seconds: float) -
     # What the module prints goes to stderr: stdout is for the launcher's data. A session of its own, so that
     # what it starts can be killed with it.
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=(answer,), start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        pass_fds=(answer,),
+        start_new_session=True,
+        preexec_fn=die_with_us(),  # noqa: PLW1509 - nothing of ours has started a thread yet
     )
     try:
         return process.wait(timeout_seconds)
@@ -167,10 +173,8 @@ def _answer(target: str) -> _Answer:
         return _Answer(problem=str(error))
 
 
-def main(target: str, answer: int, timeout_seconds: float) -> None:
+def main(target: str, answer: int) -> None:
     """Runs in the child: leaves the answer in the file of descriptor `answer`."""
-    # Ends the child even if its launcher was killed meanwhile.
-    signal.alarm(int(timeout_seconds) + 5)
     # Not for the processes that the module starts.
     os.set_inheritable(answer, False)
     body = msgspec.msgpack.encode(_answer(target))
@@ -182,4 +186,4 @@ def main(target: str, answer: int, timeout_seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import threading
@@ -19,12 +17,10 @@ from typing import Any
 
 from understudy.actors.errors import ConfigurationError
 from understudy.runtime.broker.binary import find_nats_server
+from understudy.runtime.lifeline import die_with_us
 
 START_TIMEOUT_SECONDS = 20.0
 _POLL_SECONDS = 0.01
-_PR_SET_PDEATHSIG = 1
-# Loaded here: between fork and exec nothing may take the import lock or the allocator's.
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class EmbeddedServer:
@@ -173,13 +169,6 @@ def _launch(binary: Path, directory: Path, port: int) -> EmbeddedServer:
         f"jetstream {{ store_dir: {json.dumps(str(directory))} }}\n",
         encoding="utf-8",
     )
-    launcher = os.getpid()
-
-    def die_with_launcher() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != launcher:  # it died before prctl took effect
-            os._exit(1)
-
     with (directory / "nats-server.log").open("wb") as log:
         try:
             process = subprocess.Popen(
@@ -188,7 +177,7 @@ def _launch(binary: Path, directory: Path, port: int) -> EmbeddedServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_launcher,  # noqa: PLW1509 - only the main thread gets here, before any other exists
+                preexec_fn=die_with_us(),  # noqa: PLW1509 - only the main thread gets here, before any other exists
             )
         except OSError as error:
             raise ConfigurationError(f"{binary} can't be started: {error.strerror}") from error

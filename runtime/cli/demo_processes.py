@@ -7,12 +7,10 @@ with it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,15 +24,13 @@ from urllib.parse import urlsplit
 
 from understudy.actors.errors import UnderstudyError
 from understudy.runtime.broker.embedded import EmbeddedServer
+from understudy.runtime.lifeline import die_with_us
 
 TARGET = "understudy.examples.flights.app:app"
 DATABASE = "flights.sqlite3"
 LOG = "understudy.log"
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 40.0
-_PR_SET_PDEATHSIG = 1
-# Loaded here: between fork and exec nothing may take the import lock.
-_LIBC = ctypes.CDLL(None)
 
 
 class DemoFailed(UnderstudyError):
@@ -58,19 +54,12 @@ def start_process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
     It has a session of its own, so that Ctrl-C reaches only us and we stop it in order.
     """
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
     return subprocess.Popen(
         (sys.executable, "-m", *arguments),
         stdin=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - no other thread exists yet
+        preexec_fn=die_with_us(),  # noqa: PLW1509 - no other thread exists yet
         **options,
     )
 

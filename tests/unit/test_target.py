@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import subprocess
 import sys
 import textwrap
 import time
@@ -87,6 +88,26 @@ def test_what_the_module_leaves_running_neither_delays_nor_survives(directory: P
         # Readable once it has ended, whoever reaps it.
         assert select.select([process], [], [], 10)[0]
         os.close(process)
+
+
+def test_a_killed_launcher_takes_the_import_along(directory: Path) -> None:
+    """A module that never ends would otherwise run on, with nobody to end it."""
+    write(directory, "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
+    launcher = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "from understudy.runtime.target import inspect_target; inspect_target('user_app:app')",
+        ]
+    )
+    path, deadline = directory / "pid", time.monotonic() + 20
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process = os.pidfd_open(int(path.read_text()))
+    launcher.kill()
+    launcher.wait()
+    assert select.select([process], [], [], 2)[0]
+    os.close(process)
 
 
 @pytest.mark.parametrize(
