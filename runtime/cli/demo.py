@@ -72,7 +72,9 @@ def _perform(kill_at: float, flights: int | None, *, keep: bool) -> Report:
     from understudy.runtime.cli.demo_scenario import Scenario, read_broker
     from understudy.runtime.cli.demo_screen import Screen
 
-    # Ended by a signal we still stop what we started, as for Ctrl-C.
+    # Ended by a signal we still stop what we started, as for Ctrl-C; which a shell without job control has
+    # its background commands ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     departures = list(read_departures(flights))
     with Screen(len(departures)) as screen, open_stage(screen.say, keep=keep) as stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -43,7 +44,7 @@ def run(
         raise ConfigurationError("--embedded starts a server of its own; leave out --servers")
     # Loaded when the command runs: --help needs none of it.
     from understudy.runtime.supervision.control import ControlPlaneError
-    from understudy.runtime.system import ESCALATED, System
+    from understudy.runtime.system import CLEAN, ESCALATED, System
     from understudy.runtime.target import inspect_target
 
     settings = settings_from(
@@ -55,16 +56,25 @@ def run(
             "log.format": log_format,
         },
     )
-    app = inspect_target(target)
-    server = EmbeddedServer.start(settings.directory) if embedded else None
-    if server is not None:
-        settings = settings.with_servers(server.url)
+    # Until the system hears signals itself, the first one ends the command just as cleanly. SIGINT too is
+    # set, since a shell without job control has its background commands ignore it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+    server = None
     try:
+        app = inspect_target(target)
+        if embedded:
+            server = EmbeddedServer.start(settings.directory)
+            settings = settings.with_servers(server.url)
         with remedies(settings):
             return System(target=target, app=app, settings=settings, embedded=server).run()
     except ControlPlaneError as error:
         typer.echo(f"understudy: {error}", err=True)
         return ESCALATED
+    except KeyboardInterrupt:
+        return CLEAN
     finally:
+        # The event loop left SIGTERM to its default, which would leave the server to be killed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         if server is not None:
             server.stop()

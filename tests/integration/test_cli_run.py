@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,29 @@ def test_an_embedded_run_is_fed_from_a_second_terminal_and_stops_clean(terminal:
     assert launcher.wait(30) == 0
     assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
     assert not (terminal.directory / ".understudy" / "nats.url").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_app_is_imported_ends_the_run_clean(
+    terminal: Terminal, number: signal.Signals
+) -> None:
+    """An operator may change his mind before anything is up; here as a script's background command."""
+    (terminal.directory / "flights.py").write_text(
+        "import time\nopen('importing', 'w').close()\ntime.sleep(60)\n"
+    )
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        launcher = terminal.start("run", "flights:app", "--embedded", "--http-port", "0")
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    deadline = time.monotonic() + 20
+    while not (terminal.directory / "importing").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    launcher.send_signal(number)
+    assert launcher.communicate(timeout=5) == ("", "")
+    assert launcher.returncode == 0
+    assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
 
 
 def refused(terminal: Terminal, status: int, *arguments: str) -> str:
