@@ -119,8 +119,8 @@ async def close(client: Client) -> bool:
             _log.warning("broker did not confirm the last flush", error=str(error))
     try:
         await client.close()
-    except OSError as error:
-        # nats-py writes what is pending to a socket that may be gone.
+    except (OSError, TypeError) as error:
+        # nats-py writes what is pending to a socket that may be gone; asyncio of 3.12 then raises TypeError.
         _log.warning("broker was gone at the close", error=str(error))
     return confirmed
 
