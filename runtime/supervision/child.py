@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from multiprocessing.process import BaseProcess
@@ -15,7 +16,7 @@ from understudy.runtime.cell.status import read_status
 from understudy.runtime.specs import CellSpec, SupervisorSpec
 from understudy.runtime.supervision.backoff import Backoff
 from understudy.runtime.supervision.messages import StartSupervisor
-from understudy.runtime.supervision.processes import is_alive, kill, read_process
+from understudy.runtime.supervision.processes import is_alive, kill, kill_group, read_process
 from understudy.runtime.supervision.statefile import ChildState, ChildStatus, read_state
 
 SUPERVISOR_HANG_SECONDS = 10.0
@@ -99,9 +100,14 @@ class Child:
 
     def predecessor_is_gone(self) -> bool:
         """Return whether the process of a dead supervisor's child is surely dead; kill it if it isn't."""
-        if self._predecessor is not None and is_alive(*self._predecessor):
-            kill(self._predecessor[0])
+        if self._predecessor is None:
+            return True
+        pid = self._predecessor[0]
+        if is_alive(*self._predecessor):
+            kill(pid)
             return False
+        if self.is_cell:
+            kill_group(pid)
         self._predecessor = None
         return True
 
@@ -113,6 +119,11 @@ class Child:
         # Our own child can't be reaped before we are back in the message loop, so the pid is still its own.
         self.pidfd = os.pidfd_open(process.pid)
         self.start_ticks = running.start_ticks if running else 0
+        if self.is_cell:
+            # What a handler forks has the cell's sockets. While it runs, the server takes the connection of a
+            # dead cell for alive and goes on answering its pull request; so it is to die with the cell.
+            with contextlib.suppress(ProcessLookupError):
+                os.setpgid(process.pid, process.pid)
         self.state = "starting"
         self.failure = self.killed_for = ""
         self.up_since = None
@@ -126,6 +137,10 @@ class Child:
     def ended(self) -> str:
         """Note that its process is gone, and return why."""
         assert self.process is not None
+        assert self.process.pid is not None
+        if self.is_cell:
+            # Before it is reaped: until then nobody else can have its pid.
+            kill_group(self.process.pid)
         os.close(self.pidfd)
         code = self.process.exitcode
         self.process, self.address, self.pidfd = None, None, -1

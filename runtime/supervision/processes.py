@@ -96,6 +96,16 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def kill_group(leader: int) -> None:
+    """Send SIGKILL to what is left of a process group, if anything is.
+
+    Args:
+        leader: the pid of the process that the group is named after, which may be gone.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
 def reap_children(spare: Collection[int] = ()) -> None:
     """Collect our zombies, which as a subreaper include orphans that we never forked.
 

@@ -13,6 +13,7 @@ import pytest
 from support.launched import Launched, publish
 from support.nats import NatsServer
 from support.tree import kill, wait_until
+from understudy.runtime.supervision.processes import is_alive
 
 Launch = Callable[..., Launched]
 
@@ -88,6 +89,22 @@ def test_a_blocked_event_loop_is_a_hang(launch: Launch, nats_server: NatsServer)
     reason = run.wait_for_child("recorder/0", generation=2)["last_reason"]
     assert reason.startswith("hang: no heartbeat for 2.")
     run.process.kill()
+
+
+@pytest.mark.parametrize("killed", ["cell", "supervisor"])
+def test_what_a_handler_forked_dies_with_its_cell(
+    launch: Launch, nats_server: NatsServer, killed: str
+) -> None:
+    """It has the cell's connection, so that the server would go on delivering to the dead cell."""
+    run = launch("forking").wait_until_ready()
+    publish(nats_server.url, {"value": 1, "deed": "fork"})
+    wait_until(run.handled)
+    cell = run.child("recorder/0")["pid"]
+    (forked,) = [process for process in run.processes() if process.parent_pid == cell]
+    kill(cell if killed == "cell" else run.child("inner")["pid"])
+    run.wait_for_child("recorder/0", generation=2)
+    wait_until(lambda: not is_alive(forked.pid, forked.start_ticks), 2)
+    assert run.stop() == 0
 
 
 def test_a_killed_supervisor_is_restarted_with_its_subtree(launch: Launch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -36,6 +37,8 @@ class Recorder(Actor, key="value"):
             ctypes.string_at(0)
         if event.deed == "block":
             time.sleep(3600)
+        if event.deed == "fork":
+            multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,)).start()
         if event.deed == "spawn":
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
         with Path(os.environ["HANDLED"]).open("a") as handled:
@@ -55,6 +58,7 @@ app = App(
     streams=[STREAM],
     children=[Child(Recorder, hang_timeout_seconds=2.0), Supervisor("inner", children=[Bystander])],
 )
+forking = App("forking", streams=[STREAM], children=[Supervisor("inner", children=[Recorder])])
 # Bears one restart, and so would not bear two.
 narrow = App("narrow", streams=[STREAM], children=[Recorder], max_restarts=1, max_seconds=60.0)
 strict = App("strict", streams=[STREAM], children=[Recorder, Bystander], max_restarts=0)
