@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows the command's name; `sys.argv` if None.
     """
+    _open_standard_streams()
     if sys.platform != "linux":
         return _fail(NOT_LINUX, USAGE)
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -74,6 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return INTERNAL
     return status if isinstance(status, int) else CLEAN
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where whoever started us left nothing: else the next file opened is taken for stderr."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is this one.
+            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
 def _status(error: UnderstudyError) -> int:

@@ -138,6 +138,23 @@ def test_a_signal_while_the_app_is_imported_ends_the_run_clean(
     assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_as_good_as_none(terminal: Terminal, closed: str) -> None:
+    """As some daemons start their children: a file opened next would be taken for stdout or stderr."""
+    command = f"{sys.executable} -m understudy.runtime run flights:app --embedded --http-port 0"
+    process = subprocess.Popen(
+        ["sh", "-c", f"exec {command} {closed}"], cwd=terminal.directory, env=terminal.environment, text=True
+    )
+    terminal.running.append(process)
+    deadline = time.monotonic() + 20
+    while not any((terminal.directory / "run").glob("*/*/*.cell")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(20) == 0
+
+
 def refused(terminal: Terminal, status: int, *arguments: str) -> str:
     """Type a command that can't work; return what it says."""
     result = terminal.type(*arguments)
