@@ -251,15 +251,15 @@ class System:
             _log.error("the tree gave up", supervisor=status.name, reason=status.reason)
             return ESCALATED
         if self._draining and not root.ended.is_set():
-            _log.error("drain timed out", late=[f"supervisor {self._app.root.name}"])
+            _log.error("not everything was drained", left=[f"supervisor {self._app.root.name}"])
             return DRAIN_TIMED_OUT
         if status is None or status.state != "stopped":
             # A dead admin takes the root along, and then is what is to be named.
             await asyncio.sleep(2 * DEATHS_SETTLE_SECONDS)
             _log.error("control plane died", process="root supervisor")
             return ESCALATED
-        if status.timed_out:
-            _log.error("drain timed out", late=list(status.timed_out))
+        if status.not_drained:
+            _log.error("not everything was drained", left=list(status.not_drained))
             return DRAIN_TIMED_OUT
         return CLEAN
 

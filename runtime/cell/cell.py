@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -81,13 +81,16 @@ class Cell:
         self._pipeline: Pipeline
         self._lanes: Lanes
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, ready: Callable[[], None]) -> str:
         """Start, say that we are ready, handle deliveries until told to stop, and drain.
 
         Runs in the data thread's event loop.
 
         Args:
             ready: called once, when the actor has started and is about to take deliveries.
+
+        Returns:
+            What the drain left to the next start, and why; empty if nothing.
 
         Raises:
             Exception: whatever made the cell fail; what it held is in its cell file.
@@ -98,14 +101,22 @@ class Cell:
             asyncio.create_task(self._extend(), name="understudy-extend"),
         ]
         try:
-            actor, taken_over = await self._prepare()
-            ready()
-            self._status.state(CellState.UP)
-            feeding = asyncio.create_task(self._feed(taken_over), name="understudy-feed")
-            await self._until_stop([*background, feeding])
-            feeding.cancel()
-            await self._drain(actor)
+            preparing = asyncio.create_task(self._prepare(), name="understudy-prepare")
+            await self._until_stop([preparing])
+            if preparing.done():
+                ready()
+                self._status.state(CellState.UP)
+                actor, taken_over = preparing.result()
+                feeding = asyncio.create_task(self._feed(taken_over), name="understudy-feed")
+                await self._until_stop([*background, feeding, *self._lanes.workers])
+                feeding.cancel()
+                problem = await self._drain(actor)
+            else:
+                # A hook that never ends must not hold up the stop; its cell has taken nothing yet.
+                preparing.cancel()
+                problem = ""
             self._status.state(CellState.STOPPED)
+            return problem
         except BaseException as error:
             self._status.state(CellState.FAILED, f"{type(error).__name__}: {error}")
             raise
@@ -221,26 +232,27 @@ class Cell:
             self._lanes.add(delivery)
         await self._subscription.start()
 
-    async def _until_stop(self, tasks: list[asyncio.Task[None]]) -> None:
+    async def _until_stop(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        """Return when told to stop or when a task has ended; raise what a task or the cell failed with."""
         assert self._failure is not None
         stop = asyncio.create_task(self._stop.wait(), name="understudy-stop")
-        watched: set[asyncio.Future[Any]] = {stop, self._failure, *tasks, *self._lanes.workers}
         try:
+            watched: set[asyncio.Future[Any]] = {stop, self._failure, *tasks}
             finished, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-            for task in finished - {stop}:
+            for task in finished:
                 task.result()
-                raise RuntimeError(f"{task} ended")
         finally:
             stop.cancel()
 
-    async def _drain(self, actor: Any) -> None:
+    async def _drain(self, actor: Any) -> str:
         assert self._client is not None
         self._draining = True
         self._status.state(CellState.DRAINING)
         await self._subscription.stop()
         # What is quickly handled is better handled than given back.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._lanes.quiet(), DRAIN_SECONDS)
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._lanes.quiet()
         await self._lanes.stop()
         self._pipeline.close()
         held = sorted(self._mailbox, key=lambda delivery: delivery.sequence)
@@ -253,9 +265,11 @@ class Cell:
             _log.exception("on_stop failed")
         confirmed = await connection.close(self._client)
         # Acks that the server may not have are in the ledger, and are repeated by the next start.
-        if confirmed and self._mailbox.is_empty():
-            self._file.remove()
+        if not (confirmed and self._mailbox.is_empty()):
+            return "the broker did not confirm the last settlements; the next start takes over"
+        self._file.remove()
         _log.info("drained", given_back=len(held))
+        return ""
 
     def _deliver(self, subject: str, reply: str, body: bytes, headers: Mapping[str, str] | None) -> None:
         delivery_count, sequence, timestamp = parse_ack_subject(reply)

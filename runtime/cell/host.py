@@ -88,22 +88,23 @@ class CellHost(ControlActor):
     def _run(self, app: App) -> None:
         try:
             # Never closed: that would wait for every task, the user's too, before the last word is said.
-            asyncio.Runner(loop_factory=uvloop.new_event_loop).run(self._run_cell(app))
+            runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+            problem = runner.run(self._run_cell(app))
             if not self._stop_asked:
                 raise RuntimeError("the cell ended without having been asked to")
         except BaseException as error:  # noqa: BLE001 - whatever ends the cell must reach its supervisor
             _log.exception("cell failed")
             self._post(self._failed(error))
         else:
-            self._post(Stopped(name=self._start.spec.name, generation=self._start.generation))
+            self._post(Stopped(name=self._start.spec.name, generation=self._start.generation, reason=problem))
 
-    async def _run_cell(self, app: App) -> None:
+    async def _run_cell(self, app: App) -> str:
         self._cell = Cell(self._start, app)
         self._loop = asyncio.get_running_loop()
         # Set after the loop is known, so that a Stop is seen here or handed over, or both.
         if self._stop_asked:
             self._cell.stop()
-        await self._cell.run(self._say_ready)
+        return await self._cell.run(self._say_ready)
 
     def _say_ready(self) -> None:
         self._post(Ready(name=self._start.spec.name, generation=self._start.generation, pid=os.getpid()))

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0 clean; 1 a check found a difference; 2 usage or configuration; 3 the broker can't be reached or refuses;
-    70 the tree escalated, or an error of our own; 75 the drain timed out; 130 interrupted.
+    70 the tree escalated, or an error of our own; 75 not everything was drained; 130 interrupted.
 
     Args:
         arguments: what follows the command's name; `sys.argv` if None.

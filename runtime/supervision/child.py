@@ -21,6 +21,8 @@ from understudy.runtime.supervision.statefile import ChildState, ChildStatus, re
 
 SUPERVISOR_HANG_SECONDS = 10.0
 SUPERVISOR_START_SECONDS = 10.0
+# How `describe_exit` tells of a child that ended as it should.
+CLEAN_EXIT = "exit status 0"
 
 
 class Child:

@@ -54,7 +54,8 @@ class SupervisorStatus(msgspec.Struct, frozen=True, kw_only=True):
         state: what it does; `escalated` from the moment it gave up, also while it stops its children.
         reason: why it gave up.
         heartbeat: when it last ran, in seconds of CLOCK_BOOTTIME.
-        timed_out: what didn't stop in time and was killed, from the whole subtree.
+        not_drained: what didn't stop in time and was killed, or left settlements to the next start, from the
+            whole subtree.
         children: in start order.
     """
 
@@ -64,7 +65,7 @@ class SupervisorStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: SupervisorState
     reason: str
     heartbeat: float
-    timed_out: tuple[str, ...]
+    not_drained: tuple[str, ...]
     children: tuple[ChildStatus, ...]
 
 

@@ -23,7 +23,7 @@ from understudy.runtime.cell.control_actor import ControlActor
 from understudy.runtime.cell.messages import Failed, Quiesce, Ready, Stop, Stopped
 from understudy.runtime.cell.status import boottime
 from understudy.runtime.supervision.backoff import RESTART_CAP_SECONDS, START_CAP_SECONDS
-from understudy.runtime.supervision.child import Child
+from understudy.runtime.supervision.child import CLEAN_EXIT, Child
 from understudy.runtime.supervision.intensity import Intensity
 from understudy.runtime.supervision.messages import StartSupervisor
 from understudy.runtime.supervision.statefile import (
@@ -63,7 +63,7 @@ class Supervisor(ControlActor):
         self._stop_deadline = 0.0
         self._to_stop: deque[Child] = deque()
         self._stop_turn: Child | None = None
-        self._timed_out: list[str] = []
+        self._not_drained: list[str] = []
         self._next_tick = 0.0
         self._save_failed = False
 
@@ -311,12 +311,14 @@ class Supervisor(ControlActor):
 
     def _on_stopped(self, message: Stopped) -> None:
         if (child := self._named(message.name, message.generation)) and message.reason:
-            _log.warning("stopped with a problem", **child.labels, reason=message.reason)
+            child.failure = message.reason
 
     def _ended_while_stopping(self, child: Child) -> None:
         child.state = "stopped"
         if not child.is_cell and (status := read_state(self._directory, child.name)):
-            self._timed_out += status.timed_out
+            self._not_drained += status.not_drained
+        elif child.up_since is not None and child.last_reason != CLEAN_EXIT:
+            self._not_drained.append(child.name)
         _log.info(f"{child.kind} stopped", **child.labels, reason=child.last_reason)
         self._save()
         if child is self._stop_turn or self._stop_turn is None:
@@ -327,7 +329,6 @@ class Supervisor(ControlActor):
             return
         for child in self._children:
             if child.process is not None and not child.killed_for:
-                self._timed_out.append(child.name)
                 _log.error("did not stop in time, killed", **child.labels)
                 child.kill("did not stop in time")
 
@@ -336,7 +337,7 @@ class Supervisor(ControlActor):
             self._state = "stopped"
         self._save()
         if not self._start.is_root:
-            late = f"did not stop in time: {', '.join(self._timed_out)}" if self._timed_out else ""
+            late = f"not drained: {', '.join(self._not_drained)}" if self._not_drained else ""
             self.send(
                 self._parent,
                 Stopped(name=self._start.spec.name, generation=self._start.generation, reason=late),
@@ -353,7 +354,7 @@ class Supervisor(ControlActor):
             state=self._state,
             reason=self._reason,
             heartbeat=boottime(),
-            timed_out=tuple(self._timed_out),
+            not_drained=tuple(self._not_drained),
             children=tuple(child.status() for child in self._children),
         )
         try:

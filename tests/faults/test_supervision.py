@@ -43,7 +43,7 @@ def test_a_stop_ends_children_in_reverse_order_and_leaves_nobody(tmp_path: Path)
         assert [entry["cell"] for entry in tree.log("cell stopped")] == ["steady/2", "steady/1", "steady/0"]
         status = tree.state()
         assert status is not None
-        assert (status.state, status.timed_out) == ("stopped", ())
+        assert (status.state, status.not_drained) == ("stopped", ())
 
 
 def test_a_cell_that_does_not_stop_is_killed_and_named(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_cell_that_does_not_stop_is_killed_and_named(tmp_path: Path) -> None:
         tree.stop()
         status = tree.state()
         assert status is not None
-        assert (status.state, status.timed_out) == ("stopped", ("stubborn/0",))
+        assert (status.state, status.not_drained) == ("stopped", ("stubborn/0",))
         assert [entry["cell"] for entry in tree.log("cell stopped")] == ["steady/0", "stubborn/0"]
 
 

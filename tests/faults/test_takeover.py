@@ -195,3 +195,28 @@ def test_a_restarted_broker_loses_nothing(nats_server: NatsServer, tmp_path: Pat
         until(lambda: run.get("/readyz")[0] == 200)
         until(lambda: all_handled(run, 3000), 40)
         assert run.terminate() == 0
+
+
+def test_a_stop_without_a_broker_is_not_clean_and_loses_nothing(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """Nobody confirmed the last settlements: the run ends with 75, and the next one takes over."""
+    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.05") as run:
+        note(nats_server.url, range(100))
+        until(lambda: len(run.handled()) > 10)
+        nats_server.kill()
+        assert run.terminate() == 75
+        assert [entry["left"] for entry in run.events("not everything was drained")] == [["recorder/0"]]
+        nats_server.start()
+        run.start()
+        until(lambda: all_handled(run, 100))
+        assert run.terminate() == 0
+
+
+def test_a_stop_does_not_wait_for_a_hook_that_never_ends(nats_server: NatsServer, tmp_path: Path) -> None:
+    """A cell that is still starting has taken nothing, and is left at once."""
+    with running(nats_server.url, tmp_path, RECORD_START="hang", wait=False) as run:
+        until(lambda: run.events("starting the actor"))
+        asked = time.monotonic()
+        assert run.terminate() == 0
+        assert time.monotonic() - asked < 5

@@ -48,7 +48,7 @@ class CellRun:
         self.directory = directory
         self.generation = 0
         self.cell: Cell | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[str] | None = None
 
     def start_message(self, *, reason: str = "", crashed: bool = False) -> CellStart:
         """Return the start of the next generation of the app's first cell."""

@@ -1,7 +1,8 @@
 """The app that fault tests run: its actor writes down what it handles.
 
 RECORD_FILE takes one line a run; RECORD_SECONDS is how long a handler takes; RECORD_KEYED gives the actor a
-key. A number in RECORD_DEADLY makes its handler kill the process with a segmentation fault.
+key; with RECORD_START=hang its start never ends. A number in RECORD_DEADLY makes its handler kill the process
+with a segmentation fault.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ctypes
 import os
 
 from understudy.actors.actor import Actor
-from understudy.actors.context import Context
+from understudy.actors.context import Context, StartContext
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.policies import Mailbox
@@ -33,7 +34,10 @@ class Noted(Event, subject="notes.noted"):
 class Recorder(Actor, mailbox=Mailbox(capacity=64), ack_wait_seconds=5, hang_timeout_seconds=3):
     """Appends `pid number attempt sequence customer` to the record."""
 
-    def on_start(self, ctx: object) -> None:
+    async def on_start(self, ctx: StartContext) -> None:
+        ctx.log.info("starting the actor")
+        if os.environ.get("RECORD_START") == "hang":
+            await asyncio.Event().wait()
         self._record = os.open(os.environ["RECORD_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     @handles

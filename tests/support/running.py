@@ -53,11 +53,13 @@ class Running:
         assert self.process is not None
         return self.process.pid
 
-    def start(self) -> None:
-        """Start it and return when it says that it is ready."""
+    def start(self, *, wait: bool = True) -> None:
+        """Start it and, unless told otherwise, return when it says that it is ready."""
         self._log_offset = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._arguments, stderr=log, env=self._environment)
+        if not wait:
+            return
         until(lambda: self.events("ready") or self.process.poll() is not None)  # type: ignore[union-attr]
         assert self.process.poll() is None, self.log()
         self._http = str(self.events("ready")[0]["http"])
@@ -123,11 +125,11 @@ class Running:
 
 @contextmanager
 def running(
-    url: str, directory: Path, target: str = "support.recorder:app", **environment: str
+    url: str, directory: Path, target: str = "support.recorder:app", *, wait: bool = True, **environment: str
 ) -> Iterator[Running]:
     """Run an app for the length of a test, and kill what is left of it."""
     run = Running(url, directory, target, **environment)
-    run.start()
+    run.start(wait=wait)
     try:
         yield run
     finally:

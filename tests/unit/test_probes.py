@@ -155,7 +155,7 @@ def supervise(
             state=state,
             reason="",
             heartbeat=boottime() - silent,
-            timed_out=(),
+            not_drained=(),
             children=children,
         ),
     )

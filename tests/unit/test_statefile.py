@@ -20,7 +20,7 @@ def view(generation: int, reason: str = "") -> SupervisorStatus:
         state="up",
         reason=reason,
         heartbeat=float(generation),
-        timed_out=(),
+        not_drained=(),
         children=(),
     )
 
