@@ -29,7 +29,7 @@ def check_control_plane(plane: ControlPlane) -> None:
                     f"the control plane listens on {host}:{port}, beyond loopback; "
                     "understudy needs thespian >=4.0.1,<4.1"
                 )
-    answer = send_unsigned(plane.port, ("understudy", None))
+    answer = send_frame(plane.port, pickle.dumps(("understudy", None)))
     if answer != refusal():
         raise ControlPlaneError(
             f"the control plane answered an unsigned frame with {answer!r} instead of refusing it; "
@@ -64,15 +64,14 @@ def listening_sockets(pid: int) -> list[tuple[str, int]]:
     return found
 
 
-def send_unsigned(port: int, value: object, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -> bytes:
-    """Send a value to a control port as stock Thespian would, and return the answer.
+def send_frame(port: int, body: bytes, *, timeout_seconds: float = ANSWER_TIMEOUT_SECONDS) -> bytes:
+    """Send bytes to a control port as one frame of Thespian's, and return the answer.
 
     Args:
         port: on loopback.
-        value: what is pickled.
+        body: what a process of ours would verify and unpickle.
         timeout_seconds: how long an answer may take; what came by then is returned.
     """
-    body = pickle.dumps(value)
     with socket.create_connection((LOOPBACK, port), timeout=timeout_seconds) as connection:
         connection.sendall(b"%d>" % len(body) + body)
         answer = b""

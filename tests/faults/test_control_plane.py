@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import socket
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import pytest
 from support.launched import Launched, publish
 from support.nats import NatsServer
 from support.tree import TESTS, kill, wait_until
-from understudy.runtime.supervision.self_check import send_unsigned
+from understudy.runtime.supervision.control import DIGEST_BYTES
+from understudy.runtime.supervision.self_check import send_frame
 
 
 class Attack:
@@ -43,12 +46,14 @@ def test_every_socket_of_ours_is_on_loopback(run: Launched) -> None:
     assert {host for listening in sockets.values() for host, _ in listening} == {"127.0.0.1"}
 
 
-def test_an_unsigned_pickle_executes_nowhere(run: Launched, tmp_path: Path) -> None:
+def test_a_pickle_without_the_right_signature_executes_nowhere(run: Launched, tmp_path: Path) -> None:
     """Sent to every port of every process, in Thespian's own framing."""
     file = tmp_path / "executed"
     ports = [port for listening in run.sockets().values() for _, port in listening]
     for port in ports:
-        send_unsigned_briefly(port, file)
+        send_briefly(port, pickle.dumps(Attack(file)))
+        # Nor under a signature of the right length that is wrong.
+        send_briefly(port, bytes(DIGEST_BYTES) + pickle.dumps(Attack(file)))
     time.sleep(0.5)
     assert not file.exists()
     assert run.get("/readyz").status_code == 200
@@ -65,7 +70,7 @@ def test_the_same_pickle_executes_on_a_transport_that_does_not_sign(tmp_path: Pa
     )
     assert process.stdout is not None
     file = tmp_path / "executed"
-    send_unsigned_briefly(int(process.stdout.readline()), file)
+    send_briefly(int(process.stdout.readline()), pickle.dumps(Attack(file)))
     wait_until(file.exists)
     verdict, _ = process.communicate("\n")
     assert verdict.startswith("the control plane answered an unsigned frame with ")
@@ -108,12 +113,10 @@ def test_a_killed_cells_port_serves_no_one_else(run: Launched, module_nats_serve
     wait_until(run.handled)
 
 
-def send_unsigned_briefly(port: int, file: Path) -> None:
-    """Send the attack; an HTTP port or a closing one may end the connection."""
-    try:
-        send_unsigned(port, Attack(file), timeout_seconds=0.3)
-    except OSError:
-        return
+def send_briefly(port: int, body: bytes) -> None:
+    """Send a frame; an HTTP port or a closing one may end the connection."""
+    with contextlib.suppress(OSError):
+        send_frame(port, body, timeout_seconds=0.3)
 
 
 def _links(pid: int) -> list[str]:
