@@ -91,6 +91,12 @@ class LogSettings(_Group):
         return value.lower() if isinstance(value, str) else value
 
 
+class EmbeddedSettings(_Group):
+    """The nats-server that `run --embedded` starts."""
+
+    sync_interval: Annotated[str, StringConstraints(pattern=r"^(always|[1-9][0-9]*(ms|s|m))$")]
+
+
 class Settings(BaseSettings):
     """All settings; made by `understudy.config.load.load_settings`, which knows each value's origin."""
 
@@ -107,6 +113,7 @@ class Settings(BaseSettings):
     nats: NatsSettings
     http: HttpSettings
     log: LogSettings
+    embedded: EmbeddedSettings
     _nats_is_default: bool = PrivateAttr(default=False)
 
     @classmethod

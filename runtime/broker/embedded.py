@@ -20,6 +20,8 @@ from understudy.runtime.broker.binary import find_nats_server
 from understudy.runtime.lifeline import die_with_us
 
 START_TIMEOUT_SECONDS = 20.0
+# nats-server's own default.
+SYNC_INTERVAL = "2m"
 _POLL_SECONDS = 0.01
 
 
@@ -52,13 +54,16 @@ class EmbeddedServer:
         return None if self._process is None else self._process.pid
 
     @classmethod
-    def start(cls, directory: Path, *, join: bool = True, port: int = 0) -> EmbeddedServer:
+    def start(
+        cls, directory: Path, *, join: bool = True, port: int = 0, sync_interval: str = SYNC_INTERVAL
+    ) -> EmbeddedServer:
         """Start a server, or join the one that runs in the directory; blocks until it accepts.
 
         Args:
             directory: made if it doesn't exist.
             join: whether a server that already runs in this directory is used; if not, that is an error.
             port: the port to listen on; 0 takes any free one.
+            sync_interval: how often it syncs its store to disk: `always`, or a duration such as `2m`.
 
         Raises:
             ConfigurationError: no usable nats-server, a directory that can't be written, or a server that
@@ -73,7 +78,7 @@ class EmbeddedServer:
         with _locked(directory):
             url = running_url(directory)
             if url is None:
-                return _launch(binary, directory, port)
+                return _launch(binary, directory, port, sync_interval)
             if not join:
                 raise ConfigurationError(
                     f"{directory}: a nats-server runs there already ({url}); use another directory"
@@ -158,7 +163,7 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _launch(binary: Path, directory: Path, port: int) -> EmbeddedServer:
+def _launch(binary: Path, directory: Path, port: int, sync_interval: str) -> EmbeddedServer:
     for stale in directory.glob("*.ports"):
         stale.unlink(missing_ok=True)
     configuration = directory / "nats-server.conf"
@@ -166,7 +171,7 @@ def _launch(binary: Path, directory: Path, port: int) -> EmbeddedServer:
         f"listen: 127.0.0.1:{port or -1}\n"
         f"server_name: {_server_name(directory)}\n"
         f"ports_file_dir: {json.dumps(str(directory))}\n"
-        f"jetstream {{ store_dir: {json.dumps(str(directory))} }}\n",
+        f"jetstream {{ store_dir: {json.dumps(str(directory))}, sync_interval: {sync_interval} }}\n",
         encoding="utf-8",
     )
     with (directory / "nats-server.log").open("wb") as log:

@@ -85,9 +85,11 @@ def _branch(supervisor: SupervisorSpec, indent: int) -> list[str]:
 
 
 def _report(changes: list[Change], *, applied: bool) -> list[str]:
-    if not changes:
-        return ["The server has all of it."]
-    return ["done:" if applied else "differs:", *(f"  {change}" for change in changes)]
+    found = ["The server has all of it."]
+    if changes:
+        found = ["done:" if applied else "differs:", *(f"  {change}" for change in changes)]
+    # A client can't ask for it.
+    return [*found, "Not seen from here: whether the server syncs a write to disk before it confirms it"]
 
 
 def _plain(app: AppSpec, changes: list[Change], *, applied: bool) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def run(
     try:
         app = inspect_target(target)
         if embedded:
-            server = EmbeddedServer.start(settings.directory)
+            server = EmbeddedServer.start(settings.directory, sync_interval=settings.embedded.sync_interval)
             settings = settings.with_servers(server.url)
         with remedies(settings):
             return System(target=target, app=app, settings=settings, embedded=server).run()

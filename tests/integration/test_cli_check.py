@@ -80,7 +80,7 @@ def test_with_apply_it_makes_what_is_missing(directory: Path, nats_server: NatsS
     """Then nothing differs any more."""
     assert check(directory, nats_server, "--apply").returncode == 0
     result = check(directory, nats_server)
-    assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "The server has all of it.")
+    assert (result.returncode, result.stdout.splitlines()[-2]) == (0, "The server has all of it.")
 
 
 def test_json_is_one_object(directory: Path, nats_server: NatsServer) -> None:

@@ -209,3 +209,13 @@ def test_a_server_that_ends_at_once_is_reported_with_its_status(
         "the embedded nats-server ended at its start with status 3; "
         f"{tmp_path}/store/nats-server.log ends with:\ncorrupt"
     )
+
+
+def test_it_syncs_as_often_as_it_is_told(tmp_path: Path) -> None:
+    """`always` is in the configuration that the server accepted."""
+    server = EmbeddedServer.start(tmp_path, sync_interval="always")
+    try:
+        assert "sync_interval: always" in (tmp_path / "nats-server.conf").read_text()
+        assert server.is_alive()
+    finally:
+        server.stop()
