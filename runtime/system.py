@@ -20,6 +20,7 @@ import uvloop
 
 # Loaded before the fork, though used only below it: a cell then starts in milliseconds.
 import understudy.runtime.cell.host  # noqa: F401
+from understudy.config.connection import redact_url
 from understudy.config.settings import Settings
 from understudy.runtime.admin.port import check_port
 from understudy.runtime.broker.embedded import EmbeddedServer
@@ -139,7 +140,8 @@ class System:
         http = HttpServer(self._settings.http.host, self._settings.http.port)
         http.start(build_routes(self, self._settings.http.host))
         # Told before anything can go wrong: readiness is asked there most when it doesn't come.
-        _log.info("starting", http=http.url)
+        servers = [redact_url(server) for server in run.connection.servers]
+        _log.info("starting", http=http.url, nats=servers)
         try:
             status = await self._first(
                 self._serve(plane, run, http.url), self._killed(), self._control_plane_died()
@@ -213,7 +215,7 @@ class System:
         )
         self._broker_state = "connected"
         for change in await ensure_topology(client, self._app, apply=True):
-            _log.info("topology changed", change=str(change))
+            _log.info("topology changed", change=change.done)
         return client
 
     def _on_broker_state(self, state: str) -> None:

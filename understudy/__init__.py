@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from understudy.actors.actor import Actor
-    from understudy.actors.context import Context
+    from understudy.actors.context import Context, StartContext
     from understudy.actors.errors import CircuitOpen, UnderstudyError
     from understudy.actors.event import Event
     from understudy.actors.handlers import handles
@@ -33,6 +33,7 @@ __all__ = [
     "Reject",
     "Retry",
     "RetryPolicy",
+    "StartContext",
     "Stream",
     "Supervisor",
     "UnderstudyError",
@@ -54,6 +55,7 @@ _MODULES = {
     "Reject": "understudy.actors.outcomes",
     "Retry": "understudy.actors.outcomes",
     "RetryPolicy": "understudy.actors.policies",
+    "StartContext": "understudy.actors.context",
     "Stream": "understudy.runtime.stream",
     "Supervisor": "understudy.actors.supervision",
     "UnderstudyError": "understudy.actors.errors",
@@ -61,17 +63,20 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:
+    # Hidden from type checkers, to which it would make every misspelt name a valid one.
 
-        value: object = version("understudy")
-    elif name in _MODULES:
-        value = getattr(importlib.import_module(_MODULES[name]), name)
-    else:
-        raise AttributeError(f"module 'understudy' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value: object = version("understudy")
+        elif name in _MODULES:
+            value = getattr(importlib.import_module(_MODULES[name]), name)
+        else:
+            raise AttributeError(f"module 'understudy' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

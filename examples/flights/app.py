@@ -14,8 +14,19 @@ import asyncio
 import os
 import sqlite3
 
-from understudy import Actor, App, Child, CircuitBreaker, Context, Event, Mailbox, Stream, Supervisor, handles
-from understudy.actors.context import StartContext
+from understudy import (
+    Actor,
+    App,
+    Child,
+    CircuitBreaker,
+    Context,
+    Event,
+    Mailbox,
+    StartContext,
+    Stream,
+    Supervisor,
+    handles,
+)
 from understudy.examples.flights.client import post_notice
 
 DATABASE = os.environ.get("FLIGHTS_DATABASE", "flights.sqlite3")

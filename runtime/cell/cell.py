@@ -147,6 +147,14 @@ class Cell:
             raise BrokerError(
                 f"{missing} is gone from the server; start 'understudy run' anew, which makes it"
             )
+        # After a death the server may still count the dead cell's request.
+        first = self._start.generation == 1 and not self._start.predecessor_paths()
+        if self._options.is_sole_owner and first and consumer["num_waiting"] > 0:
+            _log.warning(
+                "another run already asks this consumer for events: an actor with key or ordered keeps its "
+                "order only if one run has it",
+                durable=spec.durable,
+            )
         self._file.bind(
             msgspec.structs.replace(
                 self._file.identity, stream_created=stream["created"], consumer_created=consumer["created"]

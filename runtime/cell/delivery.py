@@ -87,9 +87,10 @@ class HeldDelivery:
 
     @property
     def trace(self) -> TraceContext:
-        """The trace that the publisher began, or a new one, with a span of this delivery's own."""
+        """The trace that the publisher began, or the event's own, with a span of this delivery's."""
         if self._trace is None:
-            self._trace = parse_traceparent(self.headers.get("traceparent"))
+            cause = f"{self.stream} {self.sequence} {self.timestamp}"
+            self._trace = parse_traceparent(self.headers.get("traceparent"), cause=cause)
         return self._trace
 
     @property

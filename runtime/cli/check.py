@@ -87,7 +87,9 @@ def _branch(supervisor: SupervisorSpec, indent: int) -> list[str]:
 def _report(changes: list[Change], *, applied: bool) -> list[str]:
     found = ["The server has all of it."]
     if changes:
-        found = ["done:" if applied else "differs:", *(f"  {change}" for change in changes)]
+        found = ["done:", *(f"  {change.done}" for change in changes)]
+        if not applied:
+            found = ["differs:", *(f"  {change}" for change in changes)]
     # A client can't ask for it.
     return [*found, "Not seen from here: whether the server syncs a write to disk before it confirms it"]
 

@@ -96,6 +96,8 @@ class Scenario:
         self._kill_at = round(kill_at * len(departures))
         self._outage_due = asyncio.Event()
         self._kill_due = asyncio.Event()
+        self._victim: Cell | None = None
+        self._struck = asyncio.Event()
         self._published = 0
         self._service_is_down = False
         self._cells: dict[str, Cell] = {}
@@ -135,6 +137,7 @@ class Scenario:
                 batch = self._departures[first : first + BATCH]
                 await asyncio.gather(*(publisher.publish(Departed(**row._asdict())) for row in batch))
                 self._published += len(batch)
+                self._strike()
                 if self._published >= self._outage_at:
                     self._outage_due.set()
                 if self._published >= self._kill_at:
@@ -161,9 +164,13 @@ class Scenario:
         await self._kill_due.wait()
         cells = await self._look()
         victim = random.choice([cell for cell in cells.values() if cell.is_running])
-        self.observed.killed, self.observed.killed_at = victim.name, self._published
+        self._victim = victim
+        if self._published < len(self._departures):
+            await self._struck.wait()
+        else:
+            self._strike()
         killed = time.monotonic()
-        os.kill(victim.pid, signal.SIGKILL)
+        self.observed.killed, self.observed.killed_at = victim.name, self._published
         self._audience.say(f"kill -9 of {victim.name} (process {victim.pid}), {self._published:,} published")
         while time.monotonic() < killed + RECOVERY_TIMEOUT_SECONDS:
             cell = (await self._look()).get(victim.name)
@@ -173,6 +180,12 @@ class Scenario:
                 return
             await asyncio.sleep(0.01)
         raise DemoFailed(f"{victim.name} did not come back within {RECOVERY_TIMEOUT_SECONDS:g} s of its kill")
+
+    def _strike(self) -> None:
+        """Kill the chosen cell, right after a batch was confirmed: then it most likely has its hands full."""
+        if self._victim is not None and not self._struck.is_set():
+            os.kill(self._victim.pid, signal.SIGKILL)
+            self._struck.set()
 
     async def _watch(self) -> None:
         """Show what changes in the tree, until cancelled; fails when the runtime ends by itself."""

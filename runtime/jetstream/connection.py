@@ -49,7 +49,9 @@ async def connect(
 
     async def on_error(error: Exception) -> None:
         if connected:
-            _log.warning("broker error", error=str(error) or type(error).__name__)
+            # Each failed try to reconnect comes here too; that the connection is lost was said once.
+            log = _log.debug if client.is_reconnecting else _log.warning
+            log("broker error", error=str(error) or type(error).__name__)
         else:
             errors.append(error)
 
@@ -92,8 +94,7 @@ async def connect(
                 ping_interval=20,
                 **_credentials(connection),
             ),
-            # Each server is tried twice.
-            timeout=2 * connection.connect_timeout_seconds * max(1, len(connection.servers)),
+            timeout=connection.connect_timeout_seconds * max(1, len(connection.servers)),
         )
     except (OSError, nats.errors.Error, TimeoutError) as error:
         raise _explain([*errors, error], connection) from error

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -107,8 +107,10 @@ async def _from_leader(client: Client, stream: str, sequence: int) -> StoredMess
 
 
 def _nanoseconds(text: str) -> int:
-    # RFC 3339 with up to nine decimals; datetime keeps six.
+    # RFC 3339 in UTC with up to nine decimals, of which datetime would keep six.
+    seconds, _, decimals = text.rstrip("Z").partition(".")
     try:
-        return round(datetime.fromisoformat(text).timestamp() * 1_000_000) * 1000
+        moment = datetime.fromisoformat(seconds).replace(tzinfo=UTC)
+        return int(moment.timestamp()) * 1_000_000_000 + int(decimals.ljust(9, "0"))
     except ValueError:
         return 0

@@ -20,6 +20,8 @@ ATTEMPTS_TTL_SECONDS = 7 * 24 * 3600
 # this only bounds how many failures may wait for their turn.
 DELAYED_NAKS = 100_000
 
+_DURATIONS = ("ack_wait", "max_age", "duplicate_window")
+
 Kind = Literal["create", "update", "conflict"]
 
 
@@ -45,6 +47,13 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         if self.kind == "create":
             return f"{self.resource} does not exist"
         return f"{self.resource}: {self.field} is {self.have}, the app declares {self.want}"
+
+    @property
+    def done(self) -> str:
+        """What was done about it, as one line."""
+        if self.kind == "create":
+            return f"{self.resource} created"
+        return f"{self.resource}: {self.field} changed from {self.have} to {self.want}"
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
@@ -287,14 +296,22 @@ def _differences(
         if not same:
             kind: Kind = "conflict" if field in fixed else "update"
             changes.append(
-                Change(kind=kind, resource=resource, field=field, have=_show(actual), want=_show(value))
+                Change(
+                    kind=kind,
+                    resource=resource,
+                    field=field,
+                    have=_show(field, actual),
+                    want=_show(field, value),
+                )
             )
     return changes
 
 
-def _show(value: Any) -> str:
+def _show(field: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "empty"
+    if field in _DURATIONS and isinstance(value, int):
+        return f"{value / NANOSECONDS:g} s"
     return str(value)
 
 

@@ -157,7 +157,12 @@ def _rendering(format: LogFormat) -> list[Processor]:  # noqa: A002
     if format == "console":
         return [
             _milliseconds,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time"),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                timestamp_key="time",
+                # The default one prints every frame's local variables: pages of them, secrets included.
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
         ]
     return [
         structlog.processors.format_exc_info,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from contextvars import ContextVar
@@ -51,13 +52,15 @@ current_trace: ContextVar[TraceIds | None] = ContextVar("current_trace", default
 """The trace of the delivery that the current task handles; None outside of one."""
 
 
-def parse_traceparent(value: str | None) -> TraceContext:
-    """Return a new span below the one that the header names, or in a trace of its own if it names none.
+def parse_traceparent(value: str | None, *, cause: str) -> TraceContext:
+    """Return a new span below the one that the header names, or in a trace of the cause if it names none.
 
-    An invalid header counts as none, as the specification asks: tracing never fails a delivery.
+    An invalid header counts as none, as the specification asks: tracing never fails a delivery. A trace that
+    is made is the same for every attempt and every actor, so that what belongs together is found together.
 
     Args:
         value: the `traceparent` header, None if there is none.
+        cause: what names the event for ever.
     """
     span_id = _identifier(8)
     match = _TRACEPARENT.fullmatch(value.strip()) if value else None
@@ -67,7 +70,7 @@ def parse_traceparent(value: str | None) -> TraceContext:
         usable = version != "ff" and (rest is None or version != "00")
         if usable and trace_id != _NO_TRACE and parent_id != _NO_SPAN:
             return TraceContext(trace_id, span_id, int(flags, 16) & 0x01)
-    return TraceContext(_identifier(16), span_id)
+    return TraceContext(hashlib.blake2b(cause.encode(), digest_size=16).hexdigest(), span_id)
 
 
 def _identifier(size: int) -> str:

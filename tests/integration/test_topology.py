@@ -159,10 +159,10 @@ async def test_every_difference_is_named_in_one_error(client: Client) -> None:
     remedy = "'understudy check TARGET --apply' changes it, or declare what the server has"
     assert await refused(client, changed) == [
         f"stream ORDERS: subjects is orders.>, the app declares orders.>, bills.>; {remedy}",
-        f"stream ORDERS: max_age is 0, the app declares 60000000000; {remedy}",
+        f"stream ORDERS: max_age is 0 s, the app declares 60 s; {remedy}",
         f"stream ORDERS: max_msgs is -1, the app declares 1000; {remedy}",
-        f"stream ORDERS: duplicate_window is 120000000000, the app declares 30000000000; {remedy}",
-        f"consumer shop-billing: ack_wait is 15000000000, the app declares 30000000000; {remedy}",
+        f"stream ORDERS: duplicate_window is 120 s, the app declares 30 s; {remedy}",
+        f"consumer shop-billing: ack_wait is 15 s, the app declares 30 s; {remedy}",
     ]
     before = await everything(client)
     assert len(await ensure_topology(client, changed, apply=False, force=True)) == 5

@@ -208,3 +208,16 @@ def test_a_thread_that_exits_says_nothing(capsys: pytest.CaptureFixture[str]) ->
     thread.start()
     thread.join()
     assert entries(capsys) == []
+
+
+def test_a_console_traceback_shows_no_local_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    """They would be pages of them, and what a handler keeps in one may be a secret."""
+    configure_logging(level="info", format="console", context=CONTEXT)
+    secret = "hunter2"
+    try:
+        raise ValueError(len(secret))
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    text = capsys.readouterr().err
+    assert "ValueError: 7" in text
+    assert secret not in text.replace('secret = "hunter2"', "")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,7 @@ NAMES = {
     "Reject": "understudy.actors.outcomes",
     "Retry": "understudy.actors.outcomes",
     "RetryPolicy": "understudy.actors.policies",
+    "StartContext": "understudy.actors.context",
     "Stream": "understudy.runtime.stream",
     "Supervisor": "understudy.actors.supervision",
     "UnderstudyError": "understudy.actors.errors",
@@ -44,7 +47,7 @@ def test_each_is_the_one_of_its_defining_module(name: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError) as caught:
-        understudy.Actr  # noqa: B018
+        understudy.Actr  # type: ignore[attr-defined]  # noqa: B018
     assert str(caught.value) == "module 'understudy' has no attribute 'Actr'"
 
 
@@ -61,3 +64,21 @@ def test_declaring_events_and_actors_loads_no_broker_client_and_no_thespian() ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def defined_names() -> set[str]:
+    """Every class that the modules for users define."""
+    names = set()
+    for module in sorted(set(NAMES.values())):
+        for name, value in vars(importlib.import_module(module)).items():
+            if isinstance(value, type) and value.__module__ == module:
+                names.add(name)
+    return names
+
+
+def test_every_name_that_the_readme_uses_is_public() -> None:
+    """Its examples can be typed as they stand."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    used = set(re.findall(r"\b(?:[A-Z][a-z]+)+\b", code)) & defined_names()
+    assert used - set(understudy.__all__) == set()

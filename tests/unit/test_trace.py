@@ -15,7 +15,7 @@ SPAN = "00f067aa0ba902b7"
 )
 def test_a_valid_header_gives_a_new_span_in_its_trace(value: str) -> None:
     """Unknown later versions are read as far as they are known."""
-    trace = parse_traceparent(value)
+    trace = parse_traceparent(value, cause="S 1 2")
     assert trace.trace_id == TRACE
     assert trace.span_id not in {SPAN, "0" * 16}
     assert trace.traceparent == f"00-{TRACE}-{trace.span_id}-01"
@@ -23,8 +23,8 @@ def test_a_valid_header_gives_a_new_span_in_its_trace(value: str) -> None:
 
 def test_the_sampled_flag_is_kept_and_unknown_flags_are_not() -> None:
     """What we don't understand we don't promise."""
-    assert parse_traceparent(f"00-{TRACE}-{SPAN}-00").flags == 0
-    assert parse_traceparent(f"00-{TRACE}-{SPAN}-ff").flags == 1
+    assert parse_traceparent(f"00-{TRACE}-{SPAN}-00", cause="").flags == 0
+    assert parse_traceparent(f"00-{TRACE}-{SPAN}-ff", cause="").flags == 1
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,13 @@ def test_the_sampled_flag_is_kept_and_unknown_flags_are_not() -> None:
     ],
 )
 def test_without_a_valid_header_a_trace_begins(value: str | None) -> None:
-    """A bad header never fails a delivery."""
-    first, second = parse_traceparent(value), parse_traceparent(value)
+    """A bad header never fails a delivery, and each attempt at one event is in the same trace."""
+    first, second = parse_traceparent(value, cause="S 1 2"), parse_traceparent(value, cause="S 1 2")
     assert TRACE not in {first.trace_id, first.trace_id.upper()}
-    assert first.trace_id != second.trace_id
-    assert parse_traceparent(first.traceparent).trace_id == first.trace_id
+    assert first.trace_id == second.trace_id
+    assert first.span_id != second.span_id
+    assert parse_traceparent(value, cause="S 2 2").trace_id != first.trace_id
+    assert parse_traceparent(first.traceparent, cause="").trace_id == first.trace_id
 
 
 def test_a_context_writes_the_header_it_would_read() -> None:
