@@ -14,12 +14,15 @@ from typing import Any
 
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
+from understudy.config.connection import redact_url
+
 Key = tuple[str, ...]
 
 PREFIX = "UNDERSTUDY_"
 FILE_NAME = "understudy.toml"
 # Variables of ours that are no settings: a binary, and where a run's files lie.
-_APART = frozenset({"UNDERSTUDY_NATS_SERVER", "UNDERSTUDY_RUN_DIRECTORY"})
+_BINARY = "UNDERSTUDY_NATS_SERVER"
+_APART = frozenset({_BINARY, "UNDERSTUDY_RUN_DIRECTORY"})
 _FLAGS: dict[Key, str] = {("nats", "servers"): "--servers", ("http", "port"): "--http-port"}
 _PATHS = frozenset(
     {("directory",), *(("nats", name) for name in ("credentials", "tls_ca", "tls_cert", "tls_key"))}
@@ -90,7 +93,23 @@ def environment_layer(settings: type[BaseSettings], known: AbstractSet[Key]) -> 
     # Only what is a setting: by the others the source would fail or say nothing.
     source.env_vars = {_variable(key).lower(): str(value) for key, value in values.items() if key in known}
     values |= _flat(source())
-    return Layer(values=values, origin=lambda key: f"environment variable {_variable(key)}", shown=_variable)
+    return Layer(
+        values=values,
+        origin=lambda key: f"environment variable {_variable(key)}",
+        shown=_variable,
+        problems=_addresses_as_binary(),
+    )
+
+
+def _addresses_as_binary() -> tuple[str, ...]:
+    value = os.environ.get(_BINARY, "")
+    if "://" not in value:
+        return ()
+    shown = ",".join(map(redact_url, value.split(",")))
+    return (
+        f"{_BINARY} = {shown!r}: names the nats-server program to start, not servers to connect to; "
+        f"put addresses into {_variable(('nats', 'servers'))} (environment variable {_BINARY})",
+    )
 
 
 def _variable(key: Key) -> str:

@@ -175,6 +175,16 @@ def test_variables_of_ours_that_are_no_settings_are_left_alone(monkeypatch: pyte
     assert load_settings().nats_is_default
 
 
+def test_addresses_in_the_variable_for_the_binary_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is that of the setting but for two letters; else nobody would hear of the servers."""
+    monkeypatch.setenv("UNDERSTUDY_NATS_SERVER", "nats://me:hunter2@one:4222,nats://two:4222")
+    assert problems() == (
+        "UNDERSTUDY_NATS_SERVER = 'nats://***@one:4222,nats://two:4222': names the nats-server program to "
+        "start, not servers to connect to; put addresses into UNDERSTUDY_NATS__SERVERS "
+        "(environment variable UNDERSTUDY_NATS_SERVER)",
+    )
+
+
 def test_a_file_that_was_named_must_exist() -> None:
     """While `understudy.toml` of the working directory need not."""
     with pytest.raises(ConfigurationError, match=r"^no\.toml: no such file \(flag --config\)$"):
