@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from understudy.actors.errors import ConfigurationError
+
+_HOST_REMEDY = (
+    "name one that is in http.host (UNDERSTUDY_HTTP__HOST): 127.0.0.1 answers this machine only, "
+    "0.0.0.0 on all of its addresses"
+)
 
 
 def check_port(host: str, port: int) -> None:
@@ -37,8 +43,9 @@ def bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigurationError(f"http.host: {host!r} is no address of this machine: {error}") from error
+    except (OSError, UnicodeError) as error:
+        # Python encodes a name itself, and raises UnicodeError for one that can't be one.
+        raise _foreign(host, error) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -47,9 +54,16 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _foreign(host, error) from error
         raise ConfigurationError(
             f"http.port: {host}:{port} can't be used ({error.strerror}); "
             "end what listens there, choose another port (--http-port), or let any free one be taken "
             "(--http-port 0)"
         ) from error
     return listener
+
+
+def _foreign(host: str, error: OSError | UnicodeError) -> ConfigurationError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return ConfigurationError(f"http.host: {host!r} is no address of this machine ({reason}); {_HOST_REMEDY}")

@@ -117,12 +117,20 @@ def test_a_port_in_use_is_named_with_the_remedy() -> None:
     check_port("127.0.0.1", port)
 
 
-def test_a_foreign_address_is_refused() -> None:
-    """It belongs to a network for documentation."""
-    with pytest.raises(
-        ConfigurationError, match=r"^http\.port: 192\.0\.2\.1:0 can't be used \(Cannot assign"
-    ):
-        check_port("192.0.2.1", 0)
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("192.0.2.1", "Cannot assign requested address)"), ("a..b", "")],
+)
+def test_a_foreign_address_is_refused_with_the_remedy(host: str, reason: str) -> None:
+    """The host is at fault, not the port; one belongs to a network for documentation, one is no name."""
+    with pytest.raises(ConfigurationError) as raised:
+        check_port(host, 0)
+    text = str(raised.value)
+    assert text.startswith(f"http.host: {host!r} is no address of this machine ({reason}")
+    assert text.endswith(
+        "; name one that is in http.host (UNDERSTUDY_HTTP__HOST): 127.0.0.1 answers this machine only, "
+        "0.0.0.0 on all of its addresses"
+    )
 
 
 def child(name: str, state: ChildState = "up", reason: str = "") -> ChildStatus:
