@@ -1,12 +1,33 @@
 """The values that say how much an actor holds, how it retries, and when it stops calling a sick service."""
 
+from typing import TYPE_CHECKING, Any
+
 import msgspec
 
 from understudy.actors.errors import DeclarationError
-from understudy.actors.names import check_integer, check_name, check_seconds
+from understudy.actors.names import check_integer, check_name, check_seconds, nearest
 
 
-class Mailbox(msgspec.Struct, frozen=True, kw_only=True):
+class _PolicyMeta(msgspec.StructMeta):
+    # Hidden from type checkers, which know the signature from the fields.
+    if not TYPE_CHECKING:
+
+        def __call__(cls, *values: object, **keywords: object) -> Any:  # noqa: N805 - a metaclass
+            """Makes a policy; what msgspec refuses by a bare TypeError is a DeclarationError here."""
+            for keyword in keywords:
+                if keyword not in cls.__struct_fields__:
+                    hint = nearest(keyword, cls.__struct_fields__)
+                    raise DeclarationError(f"{cls.__name__}: unknown option {keyword!r}{hint}")
+            try:
+                return super().__call__(*values, **keywords)
+            except DeclarationError:
+                raise
+            except TypeError as error:
+                options = ", ".join(f"{name}=" for name in cls.__struct_fields__)
+                raise DeclarationError(f"{cls.__name__}: {error}; give its options as {options}") from error
+
+
+class Mailbox(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
     """How much a cell may hold; what doesn't fit stays in the stream.
 
     Held deliveries and outstanding demand together never exceed `capacity`, nor their bodies `max_bytes`
@@ -21,10 +42,12 @@ class Mailbox(msgspec.Struct, frozen=True, kw_only=True):
         check_integer(self.max_bytes, "Mailbox: max_bytes", minimum=1)
 
 
-class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
+class RetryPolicy(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
     """How often and how soon a failed event is tried again before it becomes a dead letter.
 
     `max_attempts` counts handler runs that failed; `max_crashes` counts processes that died over the event.
+    `min_delay_seconds` is the base of an exponential backoff: the pause is drawn anew each time, from 0 to
+    that (doubled with each attempt, up to `max_delay_seconds`; full jitter), so it can be shorter.
     """
 
     max_attempts: int = 5
@@ -52,7 +75,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.max_delay_seconds, self.min_delay_seconds * 2.0 ** min(attempt - 1, 1000)) * random
 
 
-class _Named(msgspec.Struct, frozen=True):
+class _Named(msgspec.Struct, metaclass=_PolicyMeta, frozen=True):
     # A base of its own since the name may be given by position and all else only by keyword.
     name: str
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,53 @@ def test_a_wrong_value_is_named_with_what_is_right(make: Callable[[], object], t
     with pytest.raises(DeclarationError) as caught:
         make()
     assert str(caught.value) == text
+
+
+# Wrong on purpose, which type checkers would say too.
+AnyMailbox: Any = Mailbox
+AnyRetryPolicy: Any = RetryPolicy
+AnyCircuitBreaker: Any = CircuitBreaker
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: AnyMailbox(capacty=1), "Mailbox: unknown option 'capacty'; did you mean 'capacity'?"),
+        (lambda: AnyMailbox(zzz=1), "Mailbox: unknown option 'zzz'; known are capacity, max_bytes"),
+        (
+            lambda: AnyRetryPolicy(max_attempt=1),
+            "RetryPolicy: unknown option 'max_attempt'; did you mean 'max_attempts'?",
+        ),
+        (
+            lambda: AnyCircuitBreaker("payments", failmax=1),
+            "CircuitBreaker: unknown option 'failmax'; did you mean 'fail_max'?",
+        ),
+        (
+            lambda: AnyMailbox(8),
+            "Mailbox: Extra positional arguments provided; give its options as capacity=, max_bytes=",
+        ),
+        (
+            lambda: AnyCircuitBreaker(),
+            "CircuitBreaker: Missing required argument 'name'; "
+            "give its options as name=, fail_max=, reset_timeout_seconds=, timeout_seconds=",
+        ),
+    ],
+)
+def test_a_misspelt_option_is_named_with_the_nearest(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        make()
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "policy", [Mailbox(capacity=8), RetryPolicy(max_attempts=2), CircuitBreaker("payments", fail_max=1)]
+)
+def test_policies_stay_plain_values(policy: Any) -> None:
+    """Copied, pickled, encoded and compared as any struct."""
+    encoded = msgspec.msgpack.encode(policy)
+    assert msgspec.structs.replace(policy) == policy
+    assert pickle.loads(pickle.dumps(policy)) == policy
+    assert msgspec.msgpack.decode(encoded, type=type(policy)) == policy
 
 
 def test_backoff_doubles_from_the_minimum_up_to_the_maximum() -> None:
