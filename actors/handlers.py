@@ -15,6 +15,7 @@ from understudy.actors.subjects import check_filter, covers
 
 _MARK = "__understudy_handles__"
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_NOTHING: Any = object()
 _EXPECTED = "write (self, event: Placed) or (self, event: Placed, ctx: Context)"
 
 
@@ -39,7 +40,7 @@ class HandlerSpec:
 def handles(method: _Method, /) -> _Method: ...
 @overload
 def handles(subject: str, /) -> Callable[[_Method], _Method]: ...
-def handles(method_or_subject: Any, /) -> Any:
+def handles(method_or_subject: Any = _NOTHING, /) -> Any:
     """Marks a method as the handler of an event type, or of a subject: `@handles("raw.>")`.
 
     Bare, it takes type and subject from the annotation of the first parameter, an Event. With a subject that
@@ -50,6 +51,10 @@ def handles(method_or_subject: Any, /) -> Any:
     if isinstance(method_or_subject, str):
         subject = check_filter(method_or_subject, "@handles")
         return lambda method: _mark(method, subject)
+    if method_or_subject is _NOTHING:
+        raise DeclarationError(
+            '@handles() gives no subject; write @handles, or with a subject @handles("orders.>")'
+        )
     return _mark(method_or_subject, None)
 
 

@@ -1,5 +1,6 @@
 """Supervisor and Child: the tree that a user declares."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, Unpack
 
@@ -42,7 +43,7 @@ class Child:
             )
         name = check_name(declared.name if name is None else name, where)
         self.actor_class = actor_class
-        self.args = _check_args({} if args is None else args, where)
+        self.args = _check_args(actor_class, {} if args is None else args, where)
         options = make_options({**declared.options.given, **overrides}, where)
         self.spec = ActorSpec(name=name, handlers=declared.handlers, options=options)
         check_key(self.spec, where)
@@ -121,7 +122,7 @@ def _is_actor_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Actor) and value is not Actor
 
 
-def _check_args(args: object, where: str) -> Mapping[str, Any]:
+def _check_args(actor_class: type[Actor], args: object, where: str) -> Mapping[str, Any]:
     if not isinstance(args, Mapping) or not all(isinstance(name, str) for name in args):
         raise DeclarationError(f"{where}: args is {args!r}; give a dict of keyword arguments")
     for name, value in args.items():
@@ -130,6 +131,14 @@ def _check_args(args: object, where: str) -> Mapping[str, Any]:
                 f"{where}: args[{name!r}] is a {type(value).__qualname__}; give plain values "
                 f"(numbers, texts, bytes, lists, dicts) and make the rest in on_start"
             )
+    parameters = inspect.signature(actor_class).parameters.values()
+    known = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        for name in args:
+            if name not in known:
+                raise DeclarationError(
+                    f"{where}: {actor_class.__qualname__}.__init__ takes no {name!r}{nearest(name, known)}"
+                )
     return dict(args)
 
 

@@ -348,6 +348,19 @@ def test_handles_stands_on_methods_only(declare: Callable[[], None]) -> None:
     )
 
 
+def test_handles_with_empty_parentheses_says_how_to_write_it() -> None:
+    anything: Any = handles
+    with pytest.raises(DeclarationError) as caught:
+
+        class Wrong(Actor):
+            @anything()  # type: ignore[untyped-decorator]
+            async def placed(self, event: Placed) -> None: ...
+
+    assert str(caught.value) == (
+        '@handles() gives no subject; write @handles, or with a subject @handles("orders.>")'
+    )
+
+
 def test_a_type_that_no_body_decodes_into_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"Wrong\.placed takes .*, which no body decodes into: "):
         declare_undecodable()

@@ -32,6 +32,20 @@ class Idle(Actor):
     pass
 
 
+class Mailer(Actor):
+    def __init__(self, url: str, sizes: list[object] | None = None) -> None:
+        self.url, self.sizes = url, sizes
+
+    @handles
+    async def placed(self, event: Placed) -> None: ...
+
+
+class Open(Mailer):
+    def __init__(self, url: str, **more: object) -> None:
+        super().__init__(url)
+        self.more = more
+
+
 def test_a_class_is_short_for_its_child() -> None:
     first, second, third = Supervisor(
         "ops", children=[Shop, Child(Shop, name="second"), Supervisor("inner", children=[Shop])]
@@ -44,9 +58,15 @@ def test_a_class_is_short_for_its_child() -> None:
 
 
 def test_a_child_overrides_options_and_leaves_the_class_alone() -> None:
-    child = Child(Shop, key=None, replicas=2, args={"url": "x", "sizes": [1, {"a": None}]})
+    child = Child(Shop, key=None, replicas=2)
     assert (child.spec.options.replicas, child.spec.options.concurrency) == (2, 1)
     assert Shop.__understudy__.options.replicas == 1
+
+
+def test_args_are_plain_values_that_the_class_takes() -> None:
+    args = {"url": "x", "sizes": [1, {"a": None}]}
+    assert dict(Child(Mailer, args=args).args) == args
+    assert dict(Child(Open, args={"url": "x", "any": 1}).args) == {"url": "x", "any": 1}
 
 
 OPEN: Any = open
@@ -77,6 +97,11 @@ OPEN: Any = open
             "Child(Shop): args['pool'] is a list; give plain values "
             "(numbers, texts, bytes, lists, dicts) and make the rest in on_start",
         ),
+        (
+            lambda: Child(Mailer, args={"uri": 1}),
+            "Child(Mailer): Mailer.__init__ takes no 'uri'; did you mean 'url'?",
+        ),
+        (lambda: Child(Shop, args={"url": 1}), "Child(Shop): Shop.__init__ takes no 'url'"),
         (lambda: Child(Shop, args=[1]), "Child(Shop): args is [1]; give a dict of keyword arguments"),
         (
             lambda: Supervisor("ops", children=[]),
