@@ -6,6 +6,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
 
 import typer
 import typer.exceptions
@@ -19,6 +21,7 @@ from understudy.actors.errors import (
     UnderstudyError,
 )
 from understudy.runtime.cli.check import check
+from understudy.runtime.cli.command import Command
 from understudy.runtime.cli.demo import demo
 from understudy.runtime.cli.publish import publish
 from understudy.runtime.cli.run import run
@@ -36,17 +39,49 @@ NOT_LINUX = (
     "sh -c 'pip install \"understudy[embedded]\" && understudy run flights:app --embedded'"
 )
 
+# \b keeps the lines of its paragraph as they are.
+_EPILOG = """
+Settings come from flags, UNDERSTUDY_* variables (UNDERSTUDY_HTTP__PORT is http.port), NATS_URL and
+understudy.toml in the working directory; the first of them that names a setting counts.
+
+\b
+Exit codes:
+    0  clean
+    1  a check found a difference
+    2  usage or configuration
+    3  the broker can't be reached, or refuses
+   70  the tree gave up, or an error of our own
+   75  not everything was drained
+  130  interrupted, or killed by a second signal
+"""
+
 _app = typer.Typer(
     name="understudy",
-    help="Supervised actors on NATS JetStream: when one falls, its understudy goes on.",
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_app.command()(run)
-_app.command()(check)
-_app.command()(publish)
-_app.command()(demo)
+# A short help of its own where the first sentence of the docstring is too long for 80 columns.
+_app.command(cls=Command)(run)
+_app.command(cls=Command, short_help="Show what an app declares, and how the server differs from it.")(check)
+_app.command(cls=Command)(publish)
+_app.command(cls=Command, short_help="Work through a month of real flights, whatever goes wrong.")(demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"understudy {metadata.version('understudy')}")
+        raise typer.Exit
+
+
+@_app.callback(epilog=_EPILOG)
+def _understudy(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Supervised actors on NATS JetStream: when one falls, its understudy goes on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,17 +15,40 @@ from understudy.config.settings import Settings
 from understudy.runtime.broker.embedded import running_url
 from understudy.runtime.telemetry.logs import configure_logging, resolve_format
 
-Target = Annotated[str, typer.Argument(help="Where the App is: module:attribute.", show_default=False)]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="Where the App is: module:attribute.", show_default=False)
+]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="Settings file, instead of ./understudy.toml.", show_default=False),
+    typer.Option(
+        "--config", metavar="FILE", help="Settings file, instead of ./understudy.toml.", show_default=False
+    ),
 ]
 Servers = Annotated[
     list[str] | None,
-    typer.Option("--servers", help="NATS URL; may be given several times.", show_default=False),
+    typer.Option(
+        "--servers", metavar="URL", help="NATS URL; may be given several times.", show_default=False
+    ),
 ]
-LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)]
-LogFormat = Annotated[str | None, typer.Option(help="auto, console or json.", show_default=False)]
+# The settings hold the defaults; that they are said right here, a test makes sure of.
+HttpPort = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PORT", help="Port for probes, by default 8400; 0 takes any free one.", show_default=False
+    ),
+]
+LogLevel = Annotated[
+    str | None,
+    typer.Option(metavar="LEVEL", help="debug, info (the default), warning or error.", show_default=False),
+]
+LogFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT",
+        help="auto (the default: console on a terminal, else json), console or json.",
+        show_default=False,
+    ),
+]
 
 
 def settings_from(config_file: Path | None, flags: dict[str, object], *, quiet: bool = False) -> Settings:

@@ -30,11 +30,17 @@ _HEADERS = {"Content-Type": "application/json"}
 
 
 def publish(
-    subject: Annotated[str, typer.Argument(help="Where to, like flights.departed.", show_default=False)],
-    body: Annotated[str | None, typer.Option("--json", help="One body.", show_default=False)] = None,
+    subject: Annotated[
+        str, typer.Argument(metavar="SUBJECT", help="Where to, like flights.departed.", show_default=False)
+    ],
+    body: Annotated[
+        str | None, typer.Option("--json", metavar="TEXT", help="One body.", show_default=False)
+    ] = None,
     file: Annotated[
         str | None,
-        typer.Option("--file", help="A file of bodies, one a line; - is stdin.", show_default=False),
+        typer.Option(
+            "--file", metavar="FILE", help="A file of bodies, one a line; - is stdin.", show_default=False
+        ),
     ] = None,
     config: ConfigFile = None,
     servers: Servers = None,

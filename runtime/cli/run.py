@@ -11,6 +11,7 @@ from understudy.actors.errors import ConfigurationError
 from understudy.runtime.broker.embedded import EmbeddedServer
 from understudy.runtime.cli.options import (
     ConfigFile,
+    HttpPort,
     LogFormat,
     LogLevel,
     Servers,
@@ -27,9 +28,7 @@ def run(
         bool, typer.Option("--embedded", help="Start a nats-server along with it, its store in .understudy/.")
     ] = False,
     servers: Servers = None,
-    http_port: Annotated[
-        int | None, typer.Option(help="Port for probes; 0 takes any free one.", show_default=False)
-    ] = None,
+    http_port: HttpPort = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
 ) -> int:

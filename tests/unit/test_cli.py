@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import structlog
 
+from understudy.config.load import load_settings
 from understudy.runtime.cli import entry
 from understudy.runtime.cli.entry import main
+from understudy.runtime.system import CLEAN, DRAIN_TIMED_OUT, ESCALATED, KILLED
 
 COMMANDS = ("run", "check", "publish", "demo")
 
@@ -49,6 +53,55 @@ def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture[str], comman
     assert f"Example: understudy {command}" in capsys.readouterr().out
 
 
+def test_the_top_level_help_says_where_settings_come_from_and_what_exit_codes_mean(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One code a line, each command in one line, nothing cut; on the usual width."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "..." not in text.replace("[ARGS]...", "")
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} +[A-Z][^\n]*\.$", text, re.MULTILINE)
+    assert "UNDERSTUDY_* variables" in text
+    assert "understudy.toml" in text
+    codes = re.findall(r"^ +(\d+)  \S", text, re.MULTILINE)
+    assert codes == ["0", "1", "2", "3", "70", "75", "130"]
+    assert {
+        CLEAN, entry.CLEAN, entry.DIFFERENT, entry.USAGE, entry.BROKER,
+        entry.INTERNAL, ESCALATED, DRAIN_TIMED_OUT, entry.INTERRUPTED, KILLED,
+    } == set(map(int, codes))  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["run", "check", "publish"])
+def test_help_names_what_goes_into_each_place(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """In capitals, rather than by the type that Python has for it."""
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    argument = "SUBJECT" if command == "publish" else "TARGET"
+    assert f"Usage: understudy {command} [OPTIONS] {argument}\n" in text
+    assert f"Arguments:\n  {argument}  Where " in text
+    assert "--servers URL " in text
+    assert "--config FILE " in text
+    assert re.search(r"<\w|\{\w+\}", text) is None
+
+
+def test_help_of_run_tells_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    """They stand in a file of their own, so the help could tell others."""
+    assert main(["run", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    settings = load_settings()
+    assert f"--http-port PORT Port for probes, by default {settings.http.port};" in text
+    assert re.search(rf"--log-level LEVEL [^.]*\b{settings.log.level} \(the default\)", text)
+    assert re.search(rf"--log-format FORMAT [^.]*\b{settings.log.format} \(the default:", text)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The installed one, whatever else is given."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"understudy {metadata.version('understudy')}\n"
+
+
 def test_help_loads_neither_the_broker_client_nor_the_http_server_nor_thespian() -> None:
     """So that it answers at once."""
     code = (
@@ -63,7 +116,7 @@ def test_help_loads_neither_the_broker_client_nor_the_http_server_nor_thespian()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run"], "Missing argument 'target'.\n  understudy run --help says more"),
+        (["run"], "Missing argument 'TARGET'.\n  understudy run --help says more"),
         (["rnu"], "No such command 'rnu'."),
         (["run", "--embeded", "a:b"], "No such option: --embeded"),
         (["publish", "a"], "give either --json TEXT or --file FILE (- for stdin)"),
