@@ -51,15 +51,16 @@ LogFormat = Annotated[
 ]
 
 
-def settings_from(config_file: Path | None, flags: dict[str, object], *, quiet: bool = False) -> Settings:
+def settings_from(
+    config_file: Path | None, flags: dict[str, object], *, quiet: bool = False, find_server: bool = True
+) -> Settings:
     """Return the settings, logging configured by them.
-
-    Where nobody named servers, those of an embedded server that runs in the settings' directory count.
 
     Args:
         config_file: the option `--config`.
         flags: what the command line gave, by dotted key.
         quiet: log warnings and errors only, for a command that prints its result.
+        find_server: where nobody named servers, take the embedded one that runs in the settings' directory.
 
     Raises:
         ConfigurationError: see `load_settings`.
@@ -67,7 +68,7 @@ def settings_from(config_file: Path | None, flags: dict[str, object], *, quiet: 
     settings = load_settings(config_file=config_file, flags=flags)
     level = "warning" if quiet and settings.log.level == "info" else settings.log.level
     configure_logging(level=level, format=resolve_format(settings.log.format), context={})
-    if settings.nats_is_default:
+    if find_server and settings.nats_is_default:
         url = running_url(settings.directory)
         if url is not None:
             return settings.with_servers(url)

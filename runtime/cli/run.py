@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 
 from understudy.actors.errors import ConfigurationError
+from understudy.config.connection import redact_url
 from understudy.runtime.broker.embedded import EmbeddedServer
 from understudy.runtime.cli.options import (
     ConfigFile,
@@ -19,6 +21,11 @@ from understudy.runtime.cli.options import (
     remedies,
     settings_from,
 )
+
+if TYPE_CHECKING:
+    from understudy.config.settings import Settings
+
+_log = structlog.get_logger(__name__)
 
 
 def run(
@@ -54,6 +61,7 @@ def run(
             "log.level": log_level,
             "log.format": log_format,
         },
+        find_server=not embedded,
     )
     # Until the system hears signals itself, the first one ends the command just as cleanly. SIGINT too is
     # set, since a shell without job control has its background commands ignore it.
@@ -64,6 +72,7 @@ def run(
         app = inspect_target(target)
         if embedded:
             server = EmbeddedServer.start(settings.directory, sync_interval=settings.embedded.sync_interval)
+            _explain_server(server, settings)
             settings = settings.with_servers(server.url)
         with remedies(settings):
             return System(target=target, app=app, settings=settings, embedded=server).run()
@@ -77,3 +86,16 @@ def run(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if server is not None:
             server.stop()
+
+
+def _explain_server(server: EmbeddedServer, settings: Settings) -> None:
+    if not settings.nats_is_default:
+        _log.info(
+            "servers not used: --embedded goes before them",
+            servers=", ".join(map(redact_url, settings.nats.servers)),
+        )
+    if server.joined:
+        _log.info(
+            "uses the nats-server that another run in this directory started; it ends with that run",
+            url=server.url,
+        )

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from understudy.runtime.broker.embedded import EmbeddedServer
+
 APP = """
 from understudy import Actor, App, Event, Stream, handles
 
@@ -89,16 +91,20 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     psutil.wait_procs(terminal.processes(), timeout=5)
 
 
-def until(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
-    """Read the log until the event; the test's timeout bounds it."""
+def entries_until(process: subprocess.Popen[str], event: str) -> list[dict[str, Any]]:
+    """Read the log up to the event, that included; the test's timeout bounds it."""
     assert process.stderr is not None
     seen = []
     for line in process.stderr:
-        seen.append(line)
-        entry: dict[str, Any] = json.loads(line)
-        if entry["event"] == event:
-            return entry
-    raise AssertionError(f"{event!r} was never logged:\n{''.join(seen)}")
+        seen.append(json.loads(line))
+        if seen[-1]["event"] == event:
+            return seen
+    raise AssertionError(f"{event!r} was never logged: {seen}")
+
+
+def until(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    """Read the log up to the event, and return that."""
+    return entries_until(process, event)[-1]
 
 
 def test_an_embedded_run_is_fed_from_a_second_terminal_and_stops_clean(terminal: Terminal) -> None:
@@ -113,6 +119,31 @@ def test_an_embedded_run_is_fed_from_a_second_terminal_and_stops_clean(terminal:
     assert launcher.wait(30) == 0
     assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
     assert not (terminal.directory / ".understudy" / "nats.url").exists()
+
+
+@pytest.mark.parametrize("named", [None, "nats://me:hunter2@elsewhere:4222"])
+def test_an_embedded_run_says_whose_server_it_uses(terminal: Terminal, named: str | None) -> None:
+    """That it isn't its own, and not one that was named: either would surprise whoever isn't told."""
+    if named is not None:
+        terminal.environment["NATS_URL"] = named
+    server = EmbeddedServer.start(terminal.directory / ".understudy")
+    try:
+        launcher = terminal.start("run", "flights:app", "--embedded", "--http-port", "0")
+        told = [entry for entry in entries_until(launcher, "ready") if "server" in entry["event"]]
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(30) == 0
+        assert server.is_alive()
+    finally:
+        server.stop()
+    assert {entry["level"] for entry in told} == {"info"}
+    unused = ("servers not used: --embedded goes before them", "nats://***@elsewhere:4222")
+    joined = (
+        "uses the nats-server that another run in this directory started; it ends with that run",
+        server.url,
+    )
+    assert [(entry["event"], entry.get("servers") or entry["url"]) for entry in told] == (
+        [joined] if named is None else [unused, joined]
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
