@@ -17,7 +17,12 @@ def demo(
     ] = "0.5",
     flights: Annotated[
         int | None,
-        typer.Option(min=500, help="Take only the first so many departures.", show_default="all 27,004"),
+        typer.Option(
+            min=500,
+            metavar="NUMBER",
+            help="Take only the first so many departures.",
+            show_default="all 27,004",
+        ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave logs, database and stream behind.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
