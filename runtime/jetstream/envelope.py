@@ -44,4 +44,6 @@ def header_bytes(headers: Mapping[str, str]) -> int:
     """Return how many bytes the headers take on the wire, 0 for none."""
     if not headers:
         return 0
-    return _FRAME_BYTES + sum(len(key.encode()) + len(value.encode()) + 4 for key, value in headers.items())
+    text = "".join(headers) + "".join(headers.values())
+    # Almost all headers are ASCII, and then nothing has to be encoded to be counted.
+    return _FRAME_BYTES + 4 * len(headers) + (len(text) if text.isascii() else len(text.encode()))

@@ -101,14 +101,15 @@ class PublishWindow:
                 confirmed in time. Only in the last case may it be stored all the same.
         """
         check_literal(subject)
-        size = len(body) + header_bytes(headers)
+        header_size = header_bytes(headers)
+        size = len(body) + header_size
         if size > self._client.max_payload:
             raise PublishError(
                 f"{subject}: body and headers are {size} bytes, the server takes {self._client.max_payload}; "
                 "publish less, or raise the server's max_payload",
                 subject=subject,
             )
-        if header_bytes(headers) > MAX_HEADER_BYTES:
+        if header_size > MAX_HEADER_BYTES:
             raise PublishError(
                 f"{subject}: headers are over {MAX_HEADER_BYTES} bytes; shorten them", subject=subject
             )
