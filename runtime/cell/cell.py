@@ -20,13 +20,14 @@ from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.lanes import Lanes, Mode
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.pipeline import Pipeline
+from understudy.runtime.cell.recovery import recover_lost
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.cell.status import CellState, boottime
 from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.publisher import PublishWindow
-from understudy.runtime.jetstream.settlement import Settlement, ack_subject, parse_ack_subject
+from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subject
 from understudy.runtime.jetstream.subscription import PullSubscription
 from understudy.runtime.jetstream.topology import attempts_bucket
 from understudy.runtime.stores.attempts import AttemptStore
@@ -187,7 +188,7 @@ class Cell:
             self._mailbox,
             self._deliver,
             self._fail,
-            self._recover_order,
+            self._before_first_pull,
         )
         self._pipeline = Pipeline(
             actor=actor,
@@ -307,42 +308,19 @@ class Cell:
         self._pipeline.prepare(delivery)
         self._lanes.add(delivery)
 
-    async def _recover_order(self) -> int:
-        """Have a sole owner's lost deliveries come again at once, before anything newer.
-
-        What was on its way to a dead process or connection is in no mailbox; the server would deliver it
-        after `ack_wait`, behind newer events of its key. What is done but still pending lost its ack.
-
-        Returns:
-            How many redeliveries there may be.
-        """
+    async def _before_first_pull(self) -> int:
         if not self._options.is_sole_owner:
             return 0
         assert self._client is not None
         spec = self._start.spec
-        info = await api.consumer_info(self._client, spec.stream, spec.durable)
-        if info is None or info["num_ack_pending"] == 0:
-            return 0
-        done = set(self._ledger.done_sequences())
-        lost = []
-        for sequence in range(info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"] + 1):
-            if self._mailbox.get(sequence) is not None:
-                continue
-            reply = ack_subject(
-                spec.stream,
-                spec.durable,
-                delivery_count=1,
-                sequence=sequence,
-                consumer_sequence=info["delivered"]["consumer_seq"],
-            )
-            if sequence in done:
-                await self._settlement.ack(reply)
-            else:
-                lost.append(reply)
-        if not await self._settlement.nak_in_order(lost):
-            raise BrokerError("lost deliveries could not be recovered")
-        # Never more than the ledger has slots for; the rest comes by ordinary requests.
-        return int(min(info["num_ack_pending"], 2 * self._options.mailbox.capacity) - len(self._mailbox))
+        return await recover_lost(
+            self._client,
+            spec.stream,
+            spec.durable,
+            mailbox=self._mailbox,
+            ledger=self._ledger,
+            settlement=self._settlement,
+        )
 
     async def _beat(self) -> None:
         while True:

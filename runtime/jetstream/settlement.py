@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
 
 CONFIRM_TIMEOUT_SECONDS = 2.0
+# So many are written between two turns of the event loop.
+BURST = 64
 _log = structlog.get_logger("understudy.settlement")
 
 
@@ -78,7 +81,7 @@ class Settlement:
         """Begin the delivery's `ack_wait` anew."""
         await self._write(reply, b"+WPI")
 
-    async def nak_in_order(self, replies: Sequence[str]) -> bool:
+    async def nak_in_order(self, replies: Iterable[str]) -> bool:
         """Give deliveries back at once, so that the server delivers them again in this order.
 
         A consumer works off its acks in the order in which one connection sent them, so the last one's
@@ -90,14 +93,18 @@ class Settlement:
         Returns:
             Whether the server confirmed it.
         """
-        if not replies:
-            return True
+        previous = None
         try:
-            for reply in replies[:-1]:
-                await self._client.publish(reply, b"-NAK")
-            await self._client.request(replies[-1], b"-NAK", timeout=CONFIRM_TIMEOUT_SECONDS)
+            for number, reply in enumerate(replies, start=1):
+                if previous is not None:
+                    await self._client.publish(previous, b"-NAK")
+                previous = reply
+                if number % BURST == 0:
+                    await asyncio.sleep(0)
+            if previous is not None:
+                await self._client.request(previous, b"-NAK", timeout=CONFIRM_TIMEOUT_SECONDS)
         except (nats.errors.Error, TimeoutError) as error:
-            _log.warning("naks not confirmed", deliveries=len(replies), error=str(error))
+            _log.warning("naks not confirmed", error=str(error))
             return False
         return True
 
