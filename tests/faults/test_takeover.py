@@ -70,8 +70,8 @@ def test_a_killed_cell_s_deliveries_are_taken_over_without_redelivery(
     """The replacement handles what was held within a second, and the server redelivers none of it."""
     with running(nats_server.url, tmp_path, RECORD_SECONDS="0.05", RECORD_KEYED=keyed) as run:
         note(nats_server.url, range(200))
+        # Nothing is on its way to a full mailbox.
         until(lambda: run.cell("recorder/0")["status"]["held"] == 64)
-        time.sleep(0.3)  # nothing is on its way to a full mailbox
         before = len(run.handled())
         killed = run.cell("recorder/0")["status"]["pid"]
         os.kill(killed, signal.SIGKILL)
@@ -136,7 +136,6 @@ def test_the_next_start_takes_over_what_a_killed_launcher_left(
     with running(nats_server.url, tmp_path, RECORD_SECONDS="0.02") as run:
         note(nats_server.url, range(200))
         until(lambda: run.cell("recorder/0")["status"]["held"] == 64)
-        time.sleep(0.3)
         assert run.process is not None
         run.process.kill()
         run.process.wait()

@@ -73,6 +73,32 @@ async def test_handles_each_event_once_and_publishes_what_the_handler_returns(or
     assert cell.status.held == 0
 
 
+async def test_the_input_is_acked_only_when_its_outputs_are_confirmed(orders: Bench) -> None:
+    """While no stream takes the output the input stays unacknowledged; then both are settled, once."""
+    attempts: list[int] = []
+
+    class Shipped(Event, subject="parcels.shipped"):
+        number: int
+
+    class Shipping(
+        Actor, retry=RetryPolicy(max_attempts=1000, min_delay_seconds=0.02, max_delay_seconds=0.05)
+    ):
+        @handles
+        async def placed(self, event: Placed, ctx: Context) -> Shipped:
+            attempts.append(ctx.delivery.attempt)
+            return Shipped(number=event.number)
+
+    app = app_of(Shipping)
+    await orders.cell(app)
+    await place(orders, range(1))
+    await until(lambda: len(attempts) >= 3)
+    assert (await orders.backlog(app)).ack_pending == 1
+    await orders.client.jetstream().add_stream(name="PARCELS", subjects=["parcels.>"])
+    await orders.settled(app)
+    assert (await orders.client.jetstream().stream_info("PARCELS")).state.messages == 1
+    assert await orders.dead_letters(app) == []
+
+
 async def test_demand_is_the_mailbox_s_free_room(orders: Bench) -> None:
     """With a blocked handler the server has handed over exactly the capacity."""
     release = asyncio.Event()

@@ -1,0 +1,122 @@
+"""Connecting: to a broker that wants a password, to one that refuses, to one that says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from support.cells import until
+from understudy.actors.errors import BrokerRefused, BrokerUnreachable, ConfigurationError
+from understudy.config.connection import ConnectionSpec
+from understudy.runtime.broker.binary import find_nats_server
+from understudy.runtime.jetstream import connection
+
+PASSWORD = "opensesame"
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+async def guarded() -> AsyncIterator[str]:
+    """A broker that lets nobody in without user and password."""
+    port = free_port()
+    server = subprocess.Popen(
+        [find_nats_server(), "-a", "127.0.0.1", "-p", str(port), "--user", "ali", "--pass", PASSWORD],
+        stderr=subprocess.DEVNULL,
+    )
+
+    def accepts() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        await until(accepts)
+        yield f"nats://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+async def test_the_right_password_is_let_in(guarded: str) -> None:
+    """User and password go to the server."""
+    spec = ConnectionSpec(servers=(guarded,), user="ali", password=PASSWORD)
+    client = await connection.connect(spec, name="test")
+    assert client.is_connected
+    await connection.close(client)
+
+
+@pytest.mark.parametrize("password", ["wrong-one", None])
+async def test_a_refusal_is_told_apart_and_shows_no_password(guarded: str, password: str | None) -> None:
+    """The text says which settings to look at."""
+    user = "ali" if password else None
+    spec = ConnectionSpec(servers=(guarded,), user=user, password=password)
+    with pytest.raises(BrokerRefused) as caught:
+        await connection.connect(spec, name="test")
+    assert str(caught.value) == (
+        f"the broker at {guarded} refused the connection: authorization violation; "
+        "check nats.user and nats.password, nats.token or nats.credentials"
+    )
+
+
+async def test_a_server_that_says_nothing_is_given_up_after_the_timeout() -> None:
+    """It accepts and never greets."""
+    silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    spec = ConnectionSpec(servers=(f"nats://127.0.0.1:{port}",), connect_timeout_seconds=1)
+    began = time.monotonic()
+    with pytest.raises(BrokerUnreachable) as caught:
+        await connection.connect(spec, name="test")
+    assert time.monotonic() - began < 3
+    assert str(caught.value).startswith(f"no broker answers at nats://127.0.0.1:{port}: ")
+    silent.close()
+
+
+async def test_a_missing_file_is_named_before_anything_is_tried() -> None:
+    """Every one of them, by its setting."""
+    spec = ConnectionSpec(servers=("nats://127.0.0.1:1",), credentials="/none.creds", tls_ca="/none.pem")
+    with pytest.raises(ConfigurationError) as caught:
+        await connection.connect(spec, name="test")
+    assert caught.value.problems == (
+        "nats.credentials: /none.creds: no such file",
+        "nats.tls_ca: /none.pem: no such file",
+    )
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_run_without_a_broker_is_status_3_and_leaves_nothing(
+    guarded: str, tmp_path: Path, refuses: bool
+) -> None:
+    """Whether it refuses or isn't there; the password in the URL is shown in neither case."""
+    host = guarded.removeprefix("nats://") if refuses else f"127.0.0.1:{free_port()}"
+    run = await asyncio.to_thread(
+        subprocess.run,
+        [
+            *(sys.executable, "-m", "understudy.runtime", "run", "support.recorder:app"),
+            *("--servers", f"nats://eve:hunter2@{host}", "--http-port", "0"),
+        ],
+        env={
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "UNDERSTUDY_RUN_DIRECTORY": str(tmp_path),
+            "PATH": "/usr/bin:/bin",
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 3, run.stderr
+    assert ("refused the connection" if refuses else "no broker answers at") in run.stderr.splitlines()[-1]
+    assert "hunter2" not in run.stdout + run.stderr
+    assert list((tmp_path / "recorder").iterdir()) == []
