@@ -49,8 +49,8 @@ that ended or stalled; 2 wrong usage, or no nats-server; 130 interrupted
 def main() -> int:
     """Measure what the command line asks for, and return the exit status."""
     options = _parse(sys.argv[1:])
-    # Both end it in good order: directories are removed, and no process is left. As SIGINT, since asyncio turns
-    # that into a cancellation; an exception out of nowhere is swallowed in a hook of a fork.
+    # Both end it in good order: directories are removed, and no process is left. As SIGINT, since asyncio
+    # turns that into a cancellation; an exception out of nowhere is swallowed in a hook of a fork.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     directory = Path(tempfile.mkdtemp(prefix="understudy-bench-", dir=options.directory))
     try:
