@@ -14,6 +14,7 @@ class ConnectionSpec(msgspec.Struct, frozen=True, kw_only=True):
         user, password, token: credentials by value; never shown.
         tls_ca, tls_cert, tls_key: paths of PEM files; a CA alone verifies the server.
         connect_timeout_seconds: how long one connection attempt may take.
+        fast_lane: whether the data path may read and write frames past nats-py's public interface.
     """
 
     servers: tuple[str, ...]
@@ -25,6 +26,7 @@ class ConnectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: str | None = None
     tls_key: str | None = None
     connect_timeout_seconds: float = 5.0
+    fast_lane: bool = True
 
     def __repr__(self) -> str:
         """Name the servers and nothing secret; user information inside a URL is left out too."""

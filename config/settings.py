@@ -43,6 +43,7 @@ class NatsSettings(_Group):
     tls_cert: FilePath | None = None
     tls_key: FilePath | None = None
     connect_timeout_seconds: Seconds
+    fast_lane: bool
 
     @field_validator("servers", mode="before")
     @classmethod
@@ -155,6 +156,7 @@ class Settings(BaseSettings):
             tls_cert=_text(nats.tls_cert),
             tls_key=_text(nats.tls_key),
             connect_timeout_seconds=nats.connect_timeout_seconds,
+            fast_lane=nats.fast_lane,
         )
 
 

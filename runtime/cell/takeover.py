@@ -18,7 +18,7 @@ from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.ledger import Entry, Ledger, SlotState
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.status import Status, boottime
-from understudy.runtime.jetstream.connection import Connection
+from understudy.runtime.jetstream.connection import Connection, confirm
 from understudy.runtime.jetstream.direct import read_message
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject
 from understudy.runtime.stores.attempts import AttemptStore
@@ -102,7 +102,7 @@ class Takeover:
                     if ours and entry.state is SlotState.HANDLING:
                         handling.add(entry.sequence)
         # The server must have the extensions before anything that takes time is done.
-        await self._client.flush()
+        await confirm(self._client)
         for file in files:
             file.discard()
         suspects: list[HeldDelivery] = []
