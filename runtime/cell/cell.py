@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -27,7 +27,7 @@ from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.publisher import PublishWindow
-from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subject
+from understudy.runtime.jetstream.settlement import Settlement
 from understudy.runtime.jetstream.subscription import PullSubscription
 from understudy.runtime.jetstream.topology import attempts_bucket
 from understudy.runtime.stores.attempts import AttemptStore
@@ -66,7 +66,9 @@ class Cell:
         self._file = CellFile.create(start.cell_file_path(), identity, self._options.mailbox.capacity)
         self._status = self._file.status
         self._ledger = self._file.ledger
-        self._mailbox = Mailbox(self._options.mailbox, self._ledger, self._status)
+        self._mailbox = Mailbox(self._options.mailbox, self._ledger)
+        self._received = 0
+        self._now = boottime()
         self._breakers = Breakers(
             self._child.breakers, opened=lambda _name: self._status.count("breaker_openings")
         )
@@ -163,7 +165,7 @@ class Cell:
         )
         window = PublishWindow(client)
         await window.open()
-        self._settlement = Settlement(client)
+        self._settlement = Settlement(client, self._burst_ended)
         attempts = await AttemptStore.open(client, attempts_bucket(run.app), spec.durable, stream["created"])
         takeover = Takeover(
             client=client,
@@ -186,6 +188,7 @@ class Cell:
             spec.stream,
             spec.durable,
             self._mailbox,
+            self._settlement,
             self._deliver,
             self._fail,
             self._before_first_pull,
@@ -280,9 +283,11 @@ class Cell:
         _log.info("drained", given_back=len(held))
         return ""
 
-    def _deliver(self, subject: str, reply: str, body: bytes, headers: Mapping[str, str] | None) -> None:
-        delivery_count, sequence, timestamp = parse_ack_subject(reply)
-        self._status.count("received")
+    def _deliver(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
+        tokens = reply.split(b".")
+        first = 4 if len(tokens) == 9 else 6
+        delivery_count, sequence = int(tokens[first]), int(tokens[first + 1])
+        self._received += 1
         if delivery_count > 1:
             self._status.count("redelivered")
         held = self._mailbox.get(sequence)
@@ -291,22 +296,35 @@ class Cell:
             held.reply = reply
             held.delivery_count = delivery_count
             return
-        now = boottime()
+        now = self._now
         delivery = HeldDelivery(
-            stream=self._start.spec.stream,
-            subject=subject,
-            reply=reply,
-            body=body,
-            headers=headers,
-            sequence=sequence,
-            delivery_count=delivery_count,
-            timestamp=timestamp,
-            slot=self._ledger.hold(sequence, delivery_count, now),
-            extended_at=now,
+            self._start.spec.stream,
+            subject.decode(errors="backslashreplace"),
+            reply,
+            block,
+            body,
+            sequence,
+            delivery_count,
+            self._ledger.hold(sequence, delivery_count, now),
+            now,
         )
         self._mailbox.add(delivery)
         self._pipeline.prepare(delivery)
         self._lanes.add(delivery)
+
+    def _burst_ended(self) -> None:
+        """Hear that a burst of deliveries was acked."""
+        self._report()
+        if self._prepared:
+            self._subscription.settled()
+
+    def _report(self) -> None:
+        self._status.gauge("held", len(self._mailbox))
+        if self._received:
+            self._status.count("received", self._received)
+            self._received = 0
+        if self._prepared:
+            self._pipeline.report()
 
     async def _before_first_pull(self) -> int:
         if not self._options.is_sole_owner:
@@ -325,6 +343,9 @@ class Cell:
     async def _beat(self) -> None:
         while True:
             self._status.beat()
+            # The time that new ledger entries carry: a heartbeat's age makes no difference to an ack_wait.
+            self._now = boottime()
+            self._report()
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _extend(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 
@@ -27,6 +28,7 @@ class Deadline:
         self._hang_timeout_seconds = hang_timeout_seconds
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = math.inf
         self._at: float | None = None
         self._cancels = False
         self._name = ""
@@ -43,10 +45,10 @@ class Deadline:
         self.expired = False
         self._cancels = cancels
         self._name = name
-        self._at = self._loop.time() + seconds
+        self._at = at = self._loop.time() + seconds
         # A pending timer looks at the deadline when it fires and moves itself; so most handlers set none.
-        if self._timer is None or self._timer.when() > self._at:
-            self._schedule(self._at)
+        if at < self._fires_at:
+            self._schedule(at)
 
     def disarm(self) -> None:
         """End a handler's time; the timer stays for the next one."""
@@ -55,10 +57,12 @@ class Deadline:
     def _schedule(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._fires_at = at
         self._timer = self._loop.call_at(at, self._fire)
 
     def _fire(self) -> None:
         self._timer = None
+        self._fires_at = math.inf
         if self._at is None:
             return
         if self._loop.time() < self._at:

@@ -6,69 +6,68 @@ from collections.abc import Hashable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from understudy.actors.errors import DecodeError
 from understudy.actors.handlers import HandlerSpec
+from understudy.runtime.jetstream import headers
+from understudy.runtime.jetstream.settlement import parse_ack_subject
 from understudy.runtime.stores.attempts import Attempts
 from understudy.runtime.telemetry.trace import TraceContext, parse_traceparent
 
-_NO_HEADERS: Mapping[str, str] = {}
 
-
-class HeldDelivery:
+class HeldDelivery(msgspec.Struct, eq=False):
     """What the server handed over, where it stands in the ledger, and what is known of it.
 
     It is also what a handler sees as `ctx.delivery`. What costs something is made when it is asked for.
+
+    Args:
+        stream, subject: where it is stored, and where it was published.
+        reply: the subject on which it is settled.
+        header_block, body: as on the wire.
+        sequence: its stream sequence.
+        delivery_count: how often the server has delivered it.
+        slot: its place in the ledger.
+        extended_at: when its `ack_wait` began, in seconds of CLOCK_BOOTTIME.
+        stored_at: when the stream stored it, in nanoseconds since 1970; 0 if the reply subject says so.
+        attempts: what is recorded of earlier runs, None if nobody has looked yet.
+        handler, key, event, decode_error: what the pipeline has found out.
     """
 
-    __slots__ = (
-        "_trace",
-        "attempts",
-        "body",
-        "decode_error",
-        "delivery_count",
-        "event",
-        "extended_at",
-        "handler",
-        "headers",
-        "key",
-        "reply",
-        "sequence",
-        "slot",
-        "stream",
-        "subject",
-        "timestamp",
-    )
+    stream: str
+    subject: str
+    reply: bytes
+    header_block: bytes
+    body: bytes
+    sequence: int
+    delivery_count: int
+    slot: int
+    extended_at: float
+    stored_at: int = 0
+    attempts: Attempts | None = None
+    handler: HandlerSpec | None = None
+    key: Hashable = None
+    event: Any = None
+    decode_error: DecodeError | None = None
+    _headers: Mapping[str, str] | None = None
+    _trace: TraceContext | None = None
 
-    def __init__(
-        self,
-        *,
-        stream: str,
-        subject: str,
-        reply: str,
-        body: bytes,
-        headers: Mapping[str, str] | None,
-        sequence: int,
-        delivery_count: int,
-        timestamp: int,
-        slot: int,
-        extended_at: float,
-    ) -> None:
-        self.stream = stream
-        self.subject = subject
-        self.reply = reply
-        self.body = body
-        self.headers = headers or _NO_HEADERS
-        self.sequence = sequence
-        self.delivery_count = delivery_count
-        self.timestamp = timestamp
-        self.slot = slot
-        self.extended_at = extended_at
-        self.attempts: Attempts | None = None
-        self.handler: HandlerSpec | None = None
-        self.key: Hashable = None
-        self.event: Any = None
-        self.decode_error: DecodeError | None = None
-        self._trace: TraceContext | None = None
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its headers as published."""
+        if self._headers is None:
+            self._headers = headers.parse(self.header_block)
+        return self._headers
+
+    @property
+    def content_type(self) -> str | None:
+        """Its Content-Type, found without reading the other headers."""
+        return headers.find(self.header_block, b"Content-Type") if self.header_block else None
+
+    @property
+    def timestamp(self) -> int:
+        """When the stream stored it, in nanoseconds since 1970."""
+        return self.stored_at or parse_ack_subject(self.reply)[2]
 
     @property
     def size(self) -> int:
@@ -90,7 +89,7 @@ class HeldDelivery:
         """The trace that the publisher began, or the event's own, with a span of this delivery's."""
         if self._trace is None:
             cause = f"{self.stream} {self.sequence} {self.timestamp}"
-            self._trace = parse_traceparent(self.headers.get("traceparent"), cause=cause)
+            self._trace = parse_traceparent(headers.find(self.header_block, b"traceparent"), cause=cause)
         return self._trace
 
     @property

@@ -87,7 +87,8 @@ class Lanes:
         self._breakers_closed = breakers_closed
         self._mode_changed = mode_changed
         self._ready: deque[HeldDelivery] = deque()
-        self._behind: dict[Hashable, deque[HeldDelivery]] = {}
+        # By key; None as long as nothing waits behind the one that is ready or runs.
+        self._behind: dict[Hashable, deque[HeldDelivery] | None] = {}
         self._held: deque[HeldDelivery] = deque()
         self._mode = Mode.ALL
         self._running = 0
@@ -112,14 +113,18 @@ class Lanes:
 
     def add(self, delivery: HeldDelivery) -> None:
         """Take a delivery in; deliveries come in stream order."""
-        if delivery.key is not None:
-            behind = self._behind.get(delivery.key)
-            if behind is not None:
+        key = delivery.key
+        if key is not None:
+            if key in self._behind:
+                behind = self._behind[key]
+                if behind is None:
+                    behind = self._behind[key] = deque()
                 behind.append(delivery)
                 return
-            self._behind[delivery.key] = deque()
+            self._behind[key] = None
         self._ready.append(delivery)
-        self._wake()
+        if self._sleepers:
+            self._wake()
 
     def halt(self) -> None:
         """Begin nothing more until the cell is started anew; what is held stays held."""
@@ -149,6 +154,8 @@ class Lanes:
             delivery = self._take()
             if delivery is None:
                 burst = 0
+                if self._running == 0:
+                    self._quiet.set()
                 sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._sleepers.append(sleeper)
                 await sleeper
@@ -156,7 +163,11 @@ class Lanes:
             self._running += 1
             outcome = await self._handle(delivery, deadline)
             self._running -= 1
-            self._finish(delivery, outcome)
+            if outcome is SETTLED and self._mode is Mode.ALL:
+                if delivery.key is not None:
+                    self._next_of_key(delivery)
+            else:
+                self._finish(delivery, outcome)
             burst += 1
             if burst >= BURST:
                 burst = 0
@@ -174,7 +185,8 @@ class Lanes:
 
     def _finish(self, delivery: HeldDelivery, outcome: Outcome) -> None:
         if isinstance(outcome, Settled):
-            self._next_of_key(delivery)
+            if delivery.key is not None:
+                self._next_of_key(delivery)
         elif isinstance(outcome, Again):
             self._later(outcome.delay_seconds, lambda: self._ready.appendleft(delivery))
         else:
@@ -185,12 +197,8 @@ class Lanes:
                 self._open()
             else:
                 self._wake()
-        if self._running == 0:
-            self._quiet.set()
 
     def _next_of_key(self, delivery: HeldDelivery) -> None:
-        if delivery.key is None:
-            return
         behind = self._behind[delivery.key]
         if behind:
             self._ready.append(behind.popleft())

@@ -14,6 +14,8 @@ from understudy.runtime.cell.status import STATUS_LENGTH, STATUS_OFFSET
 LEDGER_OFFSET = STATUS_OFFSET + STATUS_LENGTH
 SLOT_SIZE = 24
 _SLOT_FIELDS = struct.Struct("<QdI")
+# The state byte is written last: a death in between leaves a free slot or a complete entry.
+_SLOT = struct.Struct("<QdI3xB")
 _STATE_BYTE = SLOT_SIZE - 1
 
 
@@ -24,6 +26,10 @@ class SlotState(enum.IntEnum):
     HELD = 1
     HANDLING = 2
     DONE = 3
+
+
+# Plain integers: an enum's member costs a look-up, three times per delivery.
+_FREE, _HELD, _HANDLING, _DONE = map(int, SlotState)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -65,28 +71,30 @@ class Ledger:
             IndexError: every slot is taken; there are twice as many as the mailbox holds.
         """
         slot = self._free.popleft()
-        # The state byte goes last: a death in between leaves the old entry or a complete new one.
-        self._buffer[slot + _STATE_BYTE] = SlotState.FREE
-        _SLOT_FIELDS.pack_into(self._buffer, slot, sequence, now, delivery_count)
-        self._buffer[slot + _STATE_BYTE] = SlotState.HELD
+        self._buffer[slot + _STATE_BYTE] = _FREE
+        _SLOT.pack_into(self._buffer, slot, sequence, now, delivery_count, _HELD)
         return slot
 
     def held(self, slot: int) -> None:
         """Note that the delivery waits (again)."""
-        self._buffer[slot + _STATE_BYTE] = SlotState.HELD
+        self._buffer[slot + _STATE_BYTE] = _HELD
 
     def handling(self, slot: int) -> None:
         """Note that the handler runs; who dies now makes this delivery a suspect."""
-        self._buffer[slot + _STATE_BYTE] = SlotState.HANDLING
+        self._buffer[slot + _STATE_BYTE] = _HANDLING
 
     def done(self, slot: int) -> None:
         """Note that the delivery needs nothing more than its ack, and let the slot be used again."""
-        self._buffer[slot + _STATE_BYTE] = SlotState.DONE
+        self._buffer[slot + _STATE_BYTE] = _DONE
         self._free.append(slot)
+
+    def acking(self, slot: int) -> None:
+        """Note that the delivery needs nothing more than its ack, which is on its way and to be confirmed."""
+        self._buffer[slot + _STATE_BYTE] = _DONE
 
     def release(self, slot: int) -> None:
         """Forget a delivery that was given back to the server."""
-        self._buffer[slot + _STATE_BYTE] = SlotState.FREE
+        self._buffer[slot + _STATE_BYTE] = _FREE
         self._free.append(slot)
 
     def done_sequences(self) -> list[int]:

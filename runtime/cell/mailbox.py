@@ -7,21 +7,19 @@ from collections.abc import Iterator
 from understudy.actors.policies import Mailbox as MailboxPolicy
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.ledger import Ledger
-from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream.direct import StoredMessage
 
 
 class Mailbox:
-    """Counts what is held against its bounds, and keeps the ledger and the gauges in step.
+    """Counts what is held against its bounds, and keeps the ledger in step.
 
     A delivery stays in it while it waits, is handled, waits to be tried again in place, or is held by an
     open breaker; it leaves when it is settled, and only then is there room for another.
     """
 
-    def __init__(self, policy: MailboxPolicy, ledger: Ledger, status: Status) -> None:
+    def __init__(self, policy: MailboxPolicy, ledger: Ledger) -> None:
         self._policy = policy
         self._ledger = ledger
-        self._status = status
         self._held: dict[int, HeldDelivery] = {}
         self._bytes = 0
 
@@ -41,14 +39,13 @@ class Mailbox:
         """Hold a delivery that is in the ledger."""
         self._held[delivery.sequence] = delivery
         self._bytes += len(delivery.body)
-        self._status.gauge("held", len(self._held))
 
     def fill(self, delivery: HeldDelivery, stored: StoredMessage) -> None:
         """Give a delivery that was taken over its subject, body and headers."""
         delivery.subject = stored.subject
         delivery.body = stored.body
-        delivery.headers = stored.headers
-        delivery.timestamp = stored.timestamp
+        delivery.header_block = stored.header_block
+        delivery.stored_at = stored.timestamp
         self._bytes += len(delivery.body)
 
     def done(self, delivery: HeldDelivery) -> None:
@@ -64,7 +61,6 @@ class Mailbox:
     def _remove(self, delivery: HeldDelivery) -> None:
         del self._held[delivery.sequence]
         self._bytes -= len(delivery.body)
-        self._status.gauge("held", len(self._held))
 
     def free(self) -> int:
         """Return how many more messages it can hold."""

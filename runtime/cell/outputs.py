@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from understudy.actors import codec
 from understudy.actors.event import subject_of
 from understudy.runtime.cell.delivery import HeldDelivery
@@ -49,9 +51,15 @@ class Outputs:
         await self._window.publish(subject or subject_of(event), codec.encode(event), headers)
         self.sent += 1
 
+    async def send_all(self, collected: Iterable[tuple[object, str | None]], result: object) -> None:
+        """Publish what a handler has collected, then what it has returned: nothing, one event, or several.
 
-def returned_events(result: object) -> list[object]:
-    """Return what a handler's result asks to publish: nothing, one event, or a list of them."""
-    if result is None:
-        return []
-    return list(result) if isinstance(result, list | tuple) else [result]
+        Raises:
+            EncodeError, PublishError: as `send`.
+        """
+        for event, subject in collected:
+            await self.send(event, subject)
+        if result is None:
+            return
+        for event in result if isinstance(result, list | tuple) else (result,):
+            await self.send(event)

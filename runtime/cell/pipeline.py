@@ -27,7 +27,7 @@ from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.lanes import SETTLED, Again, Held, Outcome
 from understudy.runtime.cell.ledger import Ledger
 from understudy.runtime.cell.mailbox import Mailbox
-from understudy.runtime.cell.outputs import Outputs, returned_events
+from understudy.runtime.cell.outputs import Outputs
 from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream import dead_letters
 from understudy.runtime.jetstream.dead_letters import DeadLetter
@@ -98,6 +98,9 @@ class Pipeline:
         self._settled = settled
         self._undecodable = undecodable
         self._undecodable_in_a_row = 0
+        self._timeout_seconds = spec.options.handler_timeout_seconds
+        self._double_ack = getattr(spec.options, "double_ack", False)
+        self._handled = 0
         self._id_prefix = f"{identity.durable}.{identity.stream_created}"
         self._source = f"{identity.app}/{identity.actor}"
         self._key = spec.options.key_function()
@@ -115,8 +118,10 @@ class Pipeline:
         if self._spec.options.ordered:
             delivery.key = ()
         elif self._key is not None and delivery.handler is not None:
+            self._decode(delivery, delivery.handler)
+            if delivery.decode_error is not None:
+                return
             try:
-                delivery.event = self._decode(delivery, delivery.handler)
                 key = self._key(delivery.event)
                 hash(key)
                 # None stands for no key, so that a key of None is wrapped.
@@ -135,8 +140,6 @@ class Pipeline:
             # The store of attempts doesn't answer: nothing is counted and nothing is lost.
             self._log.warning("delivery postponed", error=str(error), sequence=delivery.sequence)
             return Again(BROKER_RETRY_SECONDS)
-        finally:
-            current_trace.set(None)
 
     async def dead_letter(self, delivery: HeldDelivery, reason: str, error: str) -> Outcome:
         """Give a delivery up: store it, confirmed, and only then terminate it.
@@ -187,6 +190,13 @@ class Pipeline:
         self._settled()
         return SETTLED
 
+    def report(self) -> None:
+        """Count what was handled since the last time."""
+        if self._handled:
+            self._status.count("handled", self._handled)
+            self._status.count("acked", self._handled)
+            self._handled = 0
+
     def close(self) -> None:
         """Let go of the threads; one that still runs is left to the end of the process."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -195,75 +205,87 @@ class Pipeline:
         handler = delivery.handler
         if handler is None:
             return await self._no_handler(delivery)
-        if delivery.attempts is None:
-            first = delivery.delivery_count <= 1
-            delivery.attempts = NONE if first else await self._attempts.read(delivery.sequence)
-        crashes = delivery.attempts.crashes
-        if crashes >= self._spec.options.retry.max_crashes:
-            # It was to be given up before, and that could not be written.
-            return await self.dead_letter(
-                delivery, "crashed", f"its process died {crashes} times: {delivery.attempts.error}"
-            )
+        if delivery.delivery_count > 1 or delivery.attempts is not None:
+            outcome = await self._look_back(delivery)
+            if outcome is not None:
+                return outcome
         # An event whose key can't be told is decoded, and unreadable all the same.
+        if delivery.event is None and delivery.decode_error is None:
+            self._decode(delivery, handler)
         if delivery.decode_error is not None:
             return await self._unreadable(delivery, str(delivery.decode_error))
-        event = delivery.event
-        if event is None:
-            try:
-                event = self._decode(delivery, handler)
-            except DecodeError as error:
-                return await self._unreadable(delivery, str(error))
         self._undecodable_in_a_row = 0
-        outputs = Outputs(self._window, delivery, self._id_prefix, self._source)
-        context = CellContext(delivery, self._breakers, self._log, outputs.send)
+        outputs = context = None
+        if handler.wants_context:
+            outputs = Outputs(self._window, delivery, self._id_prefix, self._source)
+            context = CellContext(delivery, self._breakers, self._log, outputs.send)
         self._ledger.handling(delivery.slot)
         try:
-            result = await self._run(handler, event, context, deadline)
-            for collected, subject in context.collected:
-                await outputs.send(collected, subject)
-            for returned in returned_events(result):
-                await outputs.send(returned)
+            result = await self._run(handler, delivery.event, context, deadline)
+            if result is not None or context is not None:
+                outputs = outputs or Outputs(self._window, delivery, self._id_prefix, self._source)
+                await outputs.send_all(() if context is None else context.collected, result)
         except asyncio.CancelledError:
-            # Ours alone: `_run` has made an error of every other one.
+            # Ours alone: every other one has been made an error.
             raise
         # A handler may raise anything, and that is what retries are for; one that exits is no better.
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as failure:  # noqa: BLE001
             self._ledger.held(delivery.slot)
-            return await self._failed(delivery, handler, context, error)
+            return await self._failed(delivery, handler, context, failure)
         finally:
-            if outputs.sent:
+            if outputs is not None and outputs.sent:
                 self._status.count("published", outputs.sent)
-        self._status.count("handled")
+        await self._acknowledge(delivery) if self._double_ack else self._settlement.ack(delivery.reply)
+        self._handled += 1
         self._mailbox.done(delivery)
-        await self._settlement.ack(delivery.reply)
-        self._status.count("acked")
-        self._settled()
         return SETTLED
 
-    async def _run(self, handler: HandlerSpec, event: Any, context: CellContext, deadline: Deadline) -> Any:
+    async def _look_back(self, delivery: HeldDelivery) -> Outcome | None:
+        """Read what is recorded of earlier runs, and give the delivery up if that says so."""
+        if delivery.attempts is None:
+            delivery.attempts = await self._attempts.read(delivery.sequence)
+        crashes = delivery.attempts.crashes
+        if crashes < self._spec.options.retry.max_crashes:
+            return None
+        # It was to be given up before, and that could not be written.
+        return await self.dead_letter(
+            delivery, "crashed", f"its process died {crashes} times: {delivery.attempts.error}"
+        )
+
+    async def _acknowledge(self, delivery: HeldDelivery) -> None:
+        """Ack, and return when the server has confirmed it, or is away."""
+        self._ledger.acking(delivery.slot)
+        while not await self._settlement.ack_confirmed(delivery.reply) and self._broker.is_connected:
+            self._log.warning("ack not confirmed", sequence=delivery.sequence)
+
+    async def _run(
+        self, handler: HandlerSpec, event: Any, context: CellContext | None, deadline: Deadline
+    ) -> Any:
         method = self._methods[handler.method]
-        arguments = (event, context) if handler.wants_context else (event,)
-        seconds = self._spec.options.handler_timeout_seconds
-        deadline.arm(seconds, cancels=handler.is_async, name=handler.method)
+        deadline.arm(self._timeout_seconds, cancels=handler.is_async, name=handler.method)
         try:
-            if handler.is_async:
-                return await method(*arguments)
-            return await self._in_thread(method, arguments)
+            if not handler.is_async:
+                return await self._in_thread(method, (event,) if context is None else (event, context))
+            return await (method(event) if context is None else method(event, context))
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            assert task is not None
-            if not task.cancelling():
-                raise RuntimeError(f"{handler.method} let a cancellation of its own escape") from None
-            if not (deadline.expired and handler.is_async):
-                raise
-            raise TimeoutError(
-                f"{handler.method} ran longer than handler_timeout_seconds ({seconds:g} s)"
-            ) from None
+            self._explain_cancellation(handler, deadline)
+            raise
         finally:
             deadline.disarm()
             if deadline.expired and handler.is_async:
                 # Also when the handler swallowed its cancellation: the next one's is told apart by the count.
                 _forget_cancellation()
+
+    def _explain_cancellation(self, handler: HandlerSpec, deadline: Deadline) -> None:
+        """Raise what a cancellation stands for, unless it is the lane's own."""
+        task = asyncio.current_task()
+        assert task is not None
+        if not task.cancelling():
+            raise RuntimeError(f"{handler.method} let a cancellation of its own escape") from None
+        if deadline.expired and handler.is_async:
+            raise TimeoutError(
+                f"{handler.method} ran longer than handler_timeout_seconds ({self._timeout_seconds:g} s)"
+            ) from None
 
     def _in_thread(self, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Awaitable[Any]:
         context = contextvars.copy_context()
@@ -288,8 +310,11 @@ class Pipeline:
             self._routes[subject] = handler
             return handler
 
-    def _decode(self, delivery: HeldDelivery, handler: HandlerSpec) -> Any:
-        return handler.decode(delivery.body, delivery.headers.get("Content-Type"), delivery.subject)
+    def _decode(self, delivery: HeldDelivery, handler: HandlerSpec) -> None:
+        try:
+            delivery.event = handler.decode(delivery.body, delivery.content_type, delivery.subject)
+        except DecodeError as error:
+            delivery.decode_error = error
 
     async def _no_handler(self, delivery: HeldDelivery) -> Outcome:
         # Another version of the app may have one, so it isn't counted.
@@ -311,14 +336,15 @@ class Pipeline:
         self,
         delivery: HeldDelivery,
         handler: HandlerSpec,
-        context: CellContext,
+        context: CellContext | None,
         error: BaseException,
     ) -> Outcome:
         # The next run decodes anew: a handler may have changed an untyped event.
         delivery.event = None
         if isinstance(error, Reject):
             return await self.dead_letter(delivery, "rejected", error.reason)
-        held = error if isinstance(error, CircuitOpen) else context.failed_trial
+        failed_trial = None if context is None else context.failed_trial
+        held = error if isinstance(error, CircuitOpen) else failed_trial
         if held is not None:
             return Held(held.breaker, held.retry_after_seconds)
         if isinstance(error, PublishError) and not self._broker.is_connected:

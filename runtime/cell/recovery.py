@@ -40,7 +40,7 @@ async def recover_lost(
         return 0
     first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
 
-    def reply_to(sequence: int) -> str:
+    def reply_to(sequence: int) -> bytes:
         return ack_subject(
             stream,
             durable,
@@ -51,7 +51,7 @@ async def recover_lost(
 
     done = {sequence for sequence in ledger.done_sequences() if first <= sequence <= last}
     for sequence in done:
-        await settlement.ack(reply_to(sequence))
+        settlement.ack(reply_to(sequence))
     # Which of them are pending only the server knows; it ignores a nak of what is acked. One old event that
     # is retried in place holds up the ack floor, so there may be many, and no list is made of them.
     lost = (

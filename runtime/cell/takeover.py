@@ -96,12 +96,13 @@ class Takeover:
                 if boottime() - entry.extended_at >= self._ack_wait_seconds:
                     continue
                 if entry.state is SlotState.DONE:
-                    await self._settlement.ack(self._reply(entry))
+                    self._settlement.ack(self._reply(entry))
                 elif entry.sequence not in claimed:
                     await self._claim_entry(entry, claimed)
                     if ours and entry.state is SlotState.HANDLING:
                         handling.add(entry.sequence)
         # The server must have the extensions before anything that takes time is done.
+        await self._settlement.flush()
         await confirm(self._client)
         for file in files:
             file.discard()
@@ -158,10 +159,9 @@ class Takeover:
             subject="",
             reply=reply,
             body=b"",
-            headers=None,
+            header_block=b"",
             sequence=entry.sequence,
             delivery_count=entry.delivery_count,
-            timestamp=0,
             slot=self._ledger.hold(entry.sequence, entry.delivery_count, now),
             extended_at=now,
         )
@@ -176,12 +176,12 @@ class Takeover:
             # Deleted or expired meanwhile: there is nothing left to handle.
             _log.warning("held message is no longer in the stream", sequence=delivery.sequence)
             self._mailbox.done(delivery)
-            await self._settlement.ack(delivery.reply)
+            self._settlement.ack(delivery.reply)
             return False
         self._mailbox.fill(delivery, stored)
         return True
 
-    def _reply(self, entry: Entry) -> str:
+    def _reply(self, entry: Entry) -> bytes:
         return ack_subject(
             self._identity.stream,
             self._identity.durable,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +13,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from understudy.actors.errors import BrokerError
-from understudy.runtime.jetstream import api
+from understudy.runtime.jetstream import api, headers
 
 TIMEOUT_SECONDS = 2.0
 
@@ -25,14 +24,14 @@ class StoredMessage(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         subject: where it was published.
         body: its bytes.
-        headers: its own, without those that the server adds on reading.
+        header_block: its own headers, without those that the server adds on reading.
         timestamp: when it was stored, in nanoseconds since 1970.
     """
 
     subject: str
     body: bytes
     timestamp: int
-    headers: Mapping[str, str]
+    header_block: bytes
 
 
 _SERVER_HEADERS = frozenset(
@@ -72,14 +71,14 @@ async def read_message(
         )
     except (nats.errors.Error, TimeoutError) as error:
         raise BrokerError(f"sequence {sequence} of stream {stream} can't be read: {error}") from error
-    headers = message.headers or {}
-    if headers.get("Status") == "404":
+    found = message.headers or {}
+    if found.get("Status") == "404":
         return None
     return StoredMessage(
-        subject=headers.get("Nats-Subject", ""),
+        subject=found.get("Nats-Subject", ""),
         body=bytes(message.data),
-        timestamp=_nanoseconds(headers.get("Nats-Time-Stamp", "")),
-        headers={name: value for name, value in headers.items() if name not in _SERVER_HEADERS},
+        timestamp=_nanoseconds(found.get("Nats-Time-Stamp", "")),
+        header_block=headers.encode({n: value for n, value in found.items() if n not in _SERVER_HEADERS}),
     )
 
 
@@ -93,16 +92,14 @@ async def _from_leader(client: Client, stream: str, sequence: int) -> StoredMess
     stored: dict[str, Any] = answer["message"]
     try:
         body = base64.b64decode(stored.get("data", ""))
-        raw_headers = base64.b64decode(stored.get("hdrs", ""))
+        block = base64.b64decode(stored.get("hdrs", ""))
     except binascii.Error as error:
         raise BrokerError(f"sequence {sequence} of stream {stream} can't be read: {error}") from error
-    headers = {}
-    for line in raw_headers.decode(errors="replace").split("\r\n")[1:]:
-        name, colon, value = line.partition(":")
-        if colon:
-            headers[name] = value.strip()
     return StoredMessage(
-        subject=stored["subject"], body=body, timestamp=_nanoseconds(stored.get("time", "")), headers=headers
+        subject=stored["subject"],
+        body=body,
+        timestamp=_nanoseconds(stored.get("time", "")),
+        header_block=block,
     )
 
 

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-VERSION = b"NATS/1.0"
+_VERSION = b"NATS/1.0"
 _LINE_END = b"\r\n"
 
 
-def encode(headers: Mapping[str, str]) -> bytes:
+def encode(headers: Mapping[str, str], status: str = "") -> bytes:
     """Return the block of some headers, empty for none.
 
     Args:
         headers: names and values without line breaks.
+        status: code and description for the first line.
     """
     if not headers:
         return b""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return b"NATS/1.0\r\n%b\r\n" % lines.encode(errors="surrogateescape")
+    first = f"NATS/1.0 {status}".rstrip()
+    return f"{first}\r\n{lines}\r\n".encode(errors="surrogateescape")
 
 
 def parse(block: bytes) -> dict[str, str]:
@@ -59,6 +61,6 @@ def status(block: bytes) -> tuple[str, str]:
     Args:
         block: of a status frame, such as `NATS/1.0 408 Request Timeout`.
     """
-    line = block[len(VERSION) : block.find(_LINE_END)].decode(errors="surrogateescape").strip()
+    line = block[len(_VERSION) : block.find(_LINE_END)].decode(errors="surrogateescape").strip()
     code, _, description = line.partition(" ")
     return code, description.strip()

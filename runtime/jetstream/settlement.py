@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
+
+from understudy.runtime.jetstream.fast_lane import FastClient
 
 CONFIRM_TIMEOUT_SECONDS = 2.0
 # So many are written between two turns of the event loop.
@@ -17,7 +19,7 @@ _log = structlog.get_logger("understudy.settlement")
 
 def ack_subject(
     stream: str, durable: str, *, delivery_count: int, sequence: int, consumer_sequence: int
-) -> str:
+) -> bytes:
     """Return the subject on which a delivery is settled, made anew from what a ledger holds.
 
     The server accepts zeros for timestamp and pending count, and finds the delivery by its stream sequence.
@@ -31,15 +33,15 @@ def ack_subject(
         sequence: the stream sequence.
         consumer_sequence: the consumer's last delivered sequence, or any that came after this delivery.
     """
-    return f"$JS.ACK.{stream}.{durable}.{delivery_count}.{sequence}.{consumer_sequence}.0.0"
+    return f"$JS.ACK.{stream}.{durable}.{delivery_count}.{sequence}.{consumer_sequence}.0.0".encode()
 
 
-def parse_ack_subject(reply: str) -> tuple[int, int, int]:
+def parse_ack_subject(reply: bytes) -> tuple[int, int, int]:
     """Return delivery count, stream sequence and timestamp (ns since 1970) of a delivery's reply subject.
 
     Both forms are read: nine tokens, and the longer one with domain and account hash.
     """
-    tokens = reply.split(".")
+    tokens = reply.split(b".")
     first = 4 if len(tokens) == 9 else 6
     return int(tokens[first]), int(tokens[first + 1]), int(tokens[first + 3])
 
@@ -47,18 +49,41 @@ def parse_ack_subject(reply: str) -> tuple[int, int, int]:
 class Settlement:
     """Writes settlements to a connection.
 
-    All but `nak_in_order` are fire and forget: what the server doesn't get, it delivers again, so a broken
-    connection is logged and no reason to fail.
+    All but `ack_confirmed` and `nak_in_order` are fire and forget: what the server doesn't get, it delivers
+    again, so a broken connection is logged and no reason to fail. Acks are collected, and written together
+    when the event loop comes round, or before anything else that this writes.
+
+    Args:
+        client: a connection.
+        acked: called each time that collected acks were written.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, acked: Callable[[], None] = lambda: None) -> None:
         self._client = client
+        self._acked = acked
+        self._acks: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+        self._writing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
 
-    async def ack(self, reply: str) -> None:
+    def ack(self, reply: bytes) -> None:
         """Say that the delivery is done with."""
-        await self._write(reply, b"")
+        if not self._acks:
+            self._loop.call_soon(self._come_round)
+        self._acks.append(reply)
 
-    async def nak(self, reply: str, delay_seconds: float = 0.0) -> None:
+    async def flush(self) -> None:
+        """Write the acks that were collected; returns when they come before whatever is written next."""
+        if isinstance(self._client, FastClient):
+            self._write_acks(self._client)
+        else:
+            await self._publish_acks()
+
+    async def ack_confirmed(self, reply: bytes) -> bool:
+        """Say that the delivery is done with, and return whether the server has confirmed that."""
+        return await self._request(reply, b"")
+
+    async def nak(self, reply: bytes, delay_seconds: float = 0.0) -> None:
         """Give the delivery back.
 
         Args:
@@ -67,7 +92,7 @@ class Settlement:
         """
         await self._write(reply, _nak(delay_seconds))
 
-    async def term(self, reply: str, reason: str) -> None:
+    async def term(self, reply: bytes, reason: str) -> None:
         """Say that the delivery is never to come again.
 
         Args:
@@ -77,11 +102,11 @@ class Settlement:
         line = " ".join(reason.split())[:200]
         await self._write(reply, f"+TERM {line}".encode())
 
-    async def in_progress(self, reply: str) -> None:
+    async def in_progress(self, reply: bytes) -> None:
         """Begin the delivery's `ack_wait` anew."""
         await self._write(reply, b"+WPI")
 
-    async def nak_in_order(self, replies: Iterable[str]) -> bool:
+    async def nak_in_order(self, replies: Iterable[bytes]) -> bool:
         """Give deliveries back at once, so that the server delivers them again in this order.
 
         A consumer works off its acks in the order in which one connection sent them, so the last one's
@@ -93,26 +118,66 @@ class Settlement:
         Returns:
             Whether the server confirmed it.
         """
+        await self.flush()
         previous = None
         try:
             for number, reply in enumerate(replies, start=1):
                 if previous is not None:
-                    await self._client.publish(previous, b"-NAK")
+                    await self._client.publish(previous.decode(), b"-NAK")
                 previous = reply
                 if number % BURST == 0:
                     await asyncio.sleep(0)
-            if previous is not None:
-                await self._client.request(previous, b"-NAK", timeout=CONFIRM_TIMEOUT_SECONDS)
+        except nats.errors.Error as error:
+            _log.warning("naks not written", error=str(error))
+            return False
+        return previous is None or await self._request(previous, b"-NAK")
+
+    def _come_round(self) -> None:
+        if isinstance(self._client, FastClient):
+            self._write_acks(self._client)
+        elif self._acks:
+            self._task = self._loop.create_task(self._publish_acks(), name="understudy-acks")
+
+    def _write_acks(self, client: FastClient) -> None:
+        if not self._acks:
+            return
+        acks, self._acks = self._acks, []
+        try:
+            client.write(b"PUB " + b" 0\r\n\r\nPUB ".join(acks) + b" 0\r\n\r\n")
+        except nats.errors.Error as error:
+            _log.warning("acks not written", acks=len(acks), error=str(error))
+        self._acked()
+
+    async def _publish_acks(self) -> None:
+        async with self._writing:
+            acks, self._acks = self._acks, []
+            for reply in acks:
+                await self._publish(reply, b"")
+        if acks:
+            self._acked()
+
+    async def _write(self, reply: bytes, body: bytes) -> None:
+        await self.flush()
+        await self._publish(reply, body)
+
+    async def _publish(self, reply: bytes, body: bytes) -> None:
+        try:
+            await self._client.publish(reply.decode(), body)
+        except nats.errors.Error as error:
+            _log.warning(
+                "settlement not written", reply=reply.decode(), body=body.decode()[:8], error=str(error)
+            )
+
+    async def _request(self, reply: bytes, body: bytes) -> bool:
+        await self.flush()
+        try:
+            await self._client.request(reply.decode(), body, timeout=CONFIRM_TIMEOUT_SECONDS)
         except (nats.errors.Error, TimeoutError) as error:
-            _log.warning("naks not confirmed", error=str(error))
+            _log.warning(
+                "settlement not confirmed", reply=reply.decode(), body=body.decode()[:8], error=str(error)
+            )
             return False
         return True
-
-    async def _write(self, reply: str, body: bytes) -> None:
-        try:
-            await self._client.publish(reply, body)
-        except nats.errors.Error as error:
-            _log.warning("settlement not written", reply=reply, body=body.decode()[:8], error=str(error))
 
 
 def _nak(delay_seconds: float) -> bytes:

@@ -1,8 +1,8 @@
 """A pull subscription whose demand is what its mailbox can hold, and never more.
 
-One pull request is open at a time, sent when at least half of the mailbox is free: what it asks for arrives
-while the other half is handled, and what is outstanding, in messages and bytes, is known exactly. Deliveries
-come under their stream's subject; a status frame comes under the request's own reply subject, and ends it.
+Up to two pull requests are open at a time, each under an inbox of its own, so that every delivery and status
+frame says by its subscription which request it answers: what is outstanding, in messages and bytes, is known
+exactly. While one request is being filled, the other asks for what has been settled since.
 Protocol: NATS ADR-13, ADR-37.
 """
 
@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 import nats.errors
 import structlog
@@ -22,18 +23,19 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from understudy.actors.errors import BrokerError
-from understudy.runtime.jetstream import api
-from understudy.runtime.jetstream.settlement import parse_ack_subject
+from understudy.runtime.jetstream import api, headers
+from understudy.runtime.jetstream.fast_lane import FastClient, Receiver
+from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subject
 
-# Short, because a drain waits until every request is filled or has expired.
+# Short, because a drain waits until every request is filled or has expired. It also stands in for idle
+# heartbeats: a request is answered within it, or was lost.
 EXPIRES_SECONDS = 1.0
 # A request that the server never answers was lost on the way: its expiry is long past.
 LOST_AFTER_SECONDS = 2.0
 RETRY_SECONDS = 0.25
+REQUESTS = 2
 _EXPIRES_NANOSECONDS = round(EXPIRES_SECONDS * 1_000_000_000)
 _log = structlog.get_logger("understudy.subscription")
-
-Deliver = Callable[[str, str, bytes, Mapping[str, str] | None], None]
 
 
 class Room(Protocol):
@@ -52,6 +54,41 @@ class Room(Protocol):
         """Return whether it holds nothing."""
 
 
+class _Request:
+    """One of the pull requests that may be open at once, under an inbox of its own."""
+
+    __slots__ = ("inbox", "lost_at", "number", "outstanding", "reserved", "subscription")
+
+    def __init__(self, inbox: str) -> None:
+        self.inbox = inbox
+        self.subscription: Subscription | None = None
+        self.number = 0
+        self.outstanding = 0
+        self.reserved = 0
+        self.lost_at = 0.0
+
+    @property
+    def reply(self) -> str:
+        """Where its status frames come, which differs from request to request: one may come late."""
+        return f"{self.inbox}.{self.number}"
+
+    def open(self, messages: int, size: int) -> None:
+        """Begin anew.
+
+        Args:
+            messages: how many are asked for.
+            size: how many bytes they may have, 0 without a bound.
+        """
+        self.number += 1
+        self.outstanding = messages
+        self.reserved = size
+        self.lost_at = time.monotonic() + EXPIRES_SECONDS + LOST_AFTER_SECONDS
+
+    def end(self) -> None:
+        """Expect nothing more."""
+        self.outstanding = self.reserved = 0
+
+
 class PullSubscription:
     """Asks a durable consumer for as much as there is room for.
 
@@ -59,8 +96,9 @@ class PullSubscription:
         client: a connection; the subscription must hear of its reconnects by `reconnected`.
         stream, durable: the consumer.
         room: the mailbox's free space.
-        deliver: called in the event loop with each delivery's subject, reply subject, body and headers; may
-            not block or raise.
+        settlement: whose acks are written before the room that they made is asked for again.
+        deliver: called in the event loop with each delivery's subject, reply subject, header block and body;
+            may not block or raise.
         failed: called if the consumer is gone for good.
         before_first_pull: run before the first request of each inbox, so at the start and after each
             reconnect, when nothing is on its way to us. Returns how many redeliveries are to be fetched
@@ -73,7 +111,8 @@ class PullSubscription:
         stream: str,
         durable: str,
         room: Room,
-        deliver: Deliver,
+        settlement: Settlement,
+        deliver: Receiver,
         failed: Callable[[BrokerError], None],
         before_first_pull: Callable[[], Awaitable[int]],
     ) -> None:
@@ -82,20 +121,18 @@ class PullSubscription:
         self._stream = stream
         self._durable = durable
         self._room = room
+        self._settlement = settlement
         self._deliver = deliver
         self._failed = failed
         self._before_first_pull = before_first_pull
-        self._inbox = ""
+        self._requests: list[_Request] = []
         self._epoch = 0
         self._unanswered = False
-        self._subscription: Subscription | None = None
-        self._request = 0
-        self._outstanding = 0
-        self._lost_at = 0.0
         self._not_before = 0.0
-        # A message is known to need more than so many bytes.
+        # A message is known to need more than so many bytes, and the server to take no larger batch.
         self._too_few_bytes = 0
-        self._gathered: list[tuple[str, str, bytes, Mapping[str, str] | None]] | None = None
+        self._max_batch = 1 << 30
+        self._gathered: list[tuple[bytes, bytes, bytes, bytes]] | None = None
         self._gathering = 0
         self._gathering_ends: asyncio.Future[None] | None = None
         self._paused = False
@@ -113,8 +150,8 @@ class PullSubscription:
         return self._task
 
     def settled(self) -> None:
-        """Hear that the mailbox has more room; cheap enough for every settled delivery."""
-        if self._outstanding == 0 and self._room.free() * 2 >= self._room.capacity():
+        """Hear that the mailbox has more room."""
+        if self._free() >= self._least():
             self._changed.set()
 
     def pause(self) -> None:
@@ -127,8 +164,7 @@ class PullSubscription:
         self._changed.set()
 
     def reconnected(self) -> None:
-        """Begin again under a new inbox: the old one's requests may live on in the server."""
-        self._inbox = ""
+        """Begin again under new inboxes: the old ones' requests may live on in the server."""
         self._epoch += 1
         self._changed.set()
 
@@ -143,28 +179,34 @@ class PullSubscription:
         """
         self.quiesce()
         deadline = time.monotonic() + EXPIRES_SECONDS + LOST_AFTER_SECONDS
-        while self._outstanding > 0 and self._client.is_connected:
+        while self._outstanding() > 0 and self._client.is_connected:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 _log.warning(
-                    "pull requests were not answered", durable=self._durable, messages=self._outstanding
+                    "pull requests were not answered", durable=self._durable, messages=self._outstanding()
                 )
                 break
             self._changed.clear()
             await self._wait_for_change(remaining)
         if self._task is not None:
             self._task.cancel()
-        await self._close_inbox()
+        await self._close_inboxes()
 
     async def _refill_loop(self) -> None:
+        epoch = -1
         while True:
             # Cleared before looking, so that what happens while the request is sent isn't missed.
             self._changed.clear()
             try:
-                wait = await self._refill()
+                if epoch != self._epoch and not self._stopping and self._client.is_connected:
+                    epoch = self._epoch
+                    await self._open_inboxes()
+                # Reconnected meanwhile: what was just asked and given back may be lost.
+                wait = await self._refill() if epoch == self._epoch else 0.0
             except (nats.errors.Error, BrokerError, TimeoutError) as error:
-                # Disconnected: the next epoch begins when the connection is back.
+                # Disconnected, most likely: begin again when the connection is back.
                 _log.debug("pull request not sent", durable=self._durable, error=str(error))
+                epoch = -1
                 wait = RETRY_SECONDS
             await self._wait_for_change(wait)
 
@@ -175,115 +217,154 @@ class PullSubscription:
                 await self._changed.wait()
 
     async def _refill(self) -> float:
-        """Send a request if there is demand, and return when to look again at the latest, in seconds."""
+        """Send requests while there is demand, and return when to look again at the latest, in seconds."""
         if self._stopping:
             return LOST_AFTER_SECONDS
-        now = time.monotonic()
-        if self._outstanding > 0 and now > self._lost_at:
-            _log.warning("a pull request was lost", durable=self._durable, messages=self._outstanding)
-            self._inbox = ""
-            self._unanswered = True
         if not self._client.is_connected:
             return RETRY_SECONDS
+        now = time.monotonic()
+        if any(request.outstanding > 0 and now > request.lost_at for request in self._requests):
+            _log.warning("a pull request was lost", durable=self._durable, messages=self._outstanding())
+            self._epoch += 1
+            self._unanswered = True
         if self._unanswered:
             # A consumer that doesn't exist doesn't answer; nor does one that has no leader for a moment.
             if await api.consumer_info(self._client, self._stream, self._durable) is None:
                 self._gone()
                 return LOST_AFTER_SECONDS
             self._unanswered = False
-        if not self._inbox:
-            await self._close_inbox()
-            await self._open_inbox()
-        if not self._inbox:
             return 0.0
         if now < self._not_before:
             return self._not_before - now
-        request = self._demand()
-        if request is None:
-            return LOST_AFTER_SECONDS
-        self._request += 1
-        self._outstanding = request["batch"]
-        self._lost_at = now + EXPIRES_SECONDS + LOST_AFTER_SECONDS
-        payload = json.dumps(request | {"expires": _EXPIRES_NANOSECONDS}).encode()
-        await self._client.publish(self._next, payload, reply=f"{self._inbox}.{self._request}")
+        for request in self._requests:
+            if request.outstanding == 0:
+                demand = self._demand()
+                if demand is None:
+                    break
+                await self._ask(request, demand | {"expires": _EXPIRES_NANOSECONDS})
         return LOST_AFTER_SECONDS
 
-    def _demand(self) -> dict[str, int] | None:
+    async def _ask(self, request: _Request, demand: dict[str, Any]) -> None:
+        request.open(demand["batch"], demand.get("max_bytes", 0))
+        # The server must see the acks first: their room is what is asked for.
+        await self._settlement.flush()
+        await self._client.publish(self._next, json.dumps(demand).encode(), reply=request.reply)
+
+    def _outstanding(self) -> int:
+        return sum(request.outstanding for request in self._requests)
+
+    def _free(self) -> int:
+        return self._room.free() - self._outstanding()
+
+    def _least(self) -> int:
+        """Return how much room is worth a request."""
+        return max(1, self._room.capacity() // (2 * REQUESTS))
+
+    def _demand(self) -> dict[str, Any] | None:
         """Return what to ask for, or None if nothing is to be asked for now."""
-        free, size = self._room.free(), self._room.free_bytes()
-        if self._paused or self._outstanding > 0 or free <= 0 or free * 2 < self._room.capacity():
+        free = self._free()
+        if self._paused or free < self._least():
             return None
-        if size > self._too_few_bytes:
-            return {"batch": free, "max_bytes": size}
+        batch = min(free, self._max_batch)
+        size = self._room.free_bytes() - sum(request.reserved for request in self._requests)
+        # Half of it, so that the other request has something to ask for.
+        for part in ((size + 1) // 2, size):
+            if part > self._too_few_bytes:
+                return {"batch": batch, "max_bytes": part}
         # A message larger than the byte bound is fetched alone, into an empty mailbox.
-        return {"batch": 1} if self._room.is_empty() else None
+        alone = self._room.is_empty() and self._outstanding() == 0
+        return {"batch": 1} if alone else None
 
-    async def _on_message(self, message: Msg) -> None:
-        if not message.reply.startswith("$JS.ACK."):
-            self._on_status(message)
-        elif self._gathered is not None:
-            self._gathered.append((message.subject, message.reply, message.data, message.headers))
-            if len(self._gathered) >= self._gathering:
-                self._end_gathering()
-        else:
-            if self._outstanding > 0:
-                self._outstanding -= 1
-                if self._outstanding == 0:
+    def _receiver(self, request: _Request) -> Receiver:
+        deliver = self._deliver
+
+        def receive(subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
+            if not reply:
+                self._on_status(request, subject, block)
+            elif self._gathered is not None:
+                self._gathered.append((subject, reply, block, body))
+                if len(self._gathered) >= self._gathering:
+                    self._end_gathering()
+            else:
+                request.reserved -= len(body)
+                request.outstanding -= 1
+                self._too_few_bytes = 0
+                if request.outstanding <= 0:
+                    request.end()
                     self._changed.set()
-            self._too_few_bytes = 0
-            self._deliver(message.subject, message.reply, message.data, message.headers)
+                deliver(subject, reply, block, body)
 
-    def _on_status(self, message: Msg) -> None:
-        headers = message.headers or {}
-        status = headers.get("Status", "")
-        # nats-py leaves further headers of a status frame in it.
-        description = headers.get("Description", "").partition("\n")[0]
-        if status == "100":
+        return receive
+
+    def _on_status(self, request: _Request, subject: bytes, block: bytes) -> None:
+        code, description = headers.status(block)
+        if code == "100":
             return
         if self._gathered is not None:
             self._end_gathering()
             return
-        if message.subject != f"{self._inbox}.{self._request}":
+        if subject != request.reply.encode():
             return
-        self._outstanding = 0
+        if description.startswith("Message Size Exceeds"):
+            self._too_few_bytes = max(self._too_few_bytes, request.reserved)
+        request.end()
+        self._changed.set()
         if description == "Consumer Deleted":
             self._gone()
-        elif description.startswith("Message Size Exceeds"):
-            self._too_few_bytes = self._room.free_bytes()
-        elif status not in ("404", "408") and description != "Batch Completed":
-            _log.warning("pull request ended", durable=self._durable, status=status, description=description)
+        elif description == "Consumer is push based" or code == "400":
+            self._fail(f"consumer {self._durable} can't be pulled from: {description}")
+        elif limit := re.fullmatch(r"Exceeded MaxRequestBatch of (\d+)", description):
+            self._max_batch = int(limit[1])
+        elif code not in ("404", "408") and not description.startswith(
+            ("Message Size Exceeds", "Batch Comp")
+        ):
+            _log.warning("pull request ended", durable=self._durable, status=code, description=description)
             # Nobody heard it.
-            self._unanswered = status == "503"
+            self._unanswered = code == "503"
             self._not_before = time.monotonic() + RETRY_SECONDS
-        self._changed.set()
 
     def _gone(self) -> None:
+        self._fail(
+            f"consumer {self._durable} is gone from the server; 'understudy run' makes it again, "
+            "and a new one starts where the actor's 'start' says"
+        )
+
+    def _fail(self, problem: str) -> None:
         self._stopping = True
-        self._failed(
-            BrokerError(
-                f"consumer {self._durable} is gone from the server; 'understudy run' makes it again, "
-                "and a new one starts where the actor's 'start' says"
-            )
-        )
+        self._failed(BrokerError(problem))
 
-    async def _open_inbox(self) -> None:
-        epoch = self._epoch
+    async def _open_inboxes(self) -> None:
+        await self._close_inboxes()
         redeliveries = await self._before_first_pull()
-        inbox = self._client.new_inbox()
-        # The mailbox bounds what arrives, so nats-py's own limits would only add silent drops.
-        self._subscription = await self._client.subscribe(
-            f"{inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
-        )
-        if redeliveries > 0:
-            await self._gather(inbox, redeliveries)
-        self._outstanding = 0
-        if epoch != self._epoch:
-            # Reconnected meanwhile: what was just asked and given back may be lost.
-            return
-        self._inbox = inbox
+        self._requests = [_Request(self._client.new_inbox()) for _ in range(REQUESTS)]
+        for request in self._requests:
+            await self._subscribe(request)
         self._not_before = 0.0
+        if redeliveries > 0:
+            await self._gather(self._requests[0], redeliveries)
 
-    async def _gather(self, inbox: str, redeliveries: int) -> None:
+    async def _subscribe(self, request: _Request) -> None:
+        receive = self._receiver(request)
+
+        async def on_message(message: Msg) -> None:
+            parsed = message.headers or {}
+            # nats-py leaves further headers of a status frame in its description.
+            status = (
+                ""
+                if message.reply
+                else f"{parsed.get('Status')} {parsed.get('Description', '')}".split("\n")[0]
+            )
+            block = headers.encode(parsed, status)
+            receive(message.subject.encode(), message.reply.encode(), block, message.data)
+
+        # The mailbox bounds what arrives, so nats-py's own limits would only add silent drops.
+        request.subscription = await self._client.subscribe(
+            f"{request.inbox}.*", cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        if isinstance(self._client, FastClient):
+            self._client.receive(request.subscription, receive)
+
+    async def _gather(self, request: _Request, redeliveries: int) -> None:
         """Fetch what the server is to deliver again, and deliver it in stream order.
 
         The server puts what is given back behind what already waits for redelivery, so after two deaths in
@@ -292,9 +373,9 @@ class PullSubscription:
         self._gathered = []
         self._gathering = redeliveries
         self._gathering_ends = asyncio.get_running_loop().create_future()
-        request = json.dumps({"batch": redeliveries, "no_wait": True}).encode()
+        demand = json.dumps({"batch": redeliveries, "no_wait": True}).encode()
         try:
-            await self._client.publish(self._next, request, reply=f"{inbox}.0")
+            await self._client.publish(self._next, demand, reply=request.reply)
             async with asyncio.timeout(LOST_AFTER_SECONDS):
                 await self._gathering_ends
         except TimeoutError:
@@ -308,10 +389,14 @@ class PullSubscription:
         if self._gathering_ends is not None and not self._gathering_ends.done():
             self._gathering_ends.set_result(None)
 
-    async def _close_inbox(self) -> None:
-        if self._subscription is not None:
+    async def _close_inboxes(self) -> None:
+        requests, self._requests = self._requests, []
+        for request in requests:
+            if request.subscription is None:
+                continue
+            if isinstance(self._client, FastClient):
+                self._client.forget(request.subscription)
             try:
-                await self._subscription.unsubscribe()
+                await request.subscription.unsubscribe()
             except nats.errors.Error as error:
                 _log.debug("inbox not closed", durable=self._durable, error=str(error))
-            self._subscription = None

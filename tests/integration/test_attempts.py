@@ -12,6 +12,7 @@ from understudy.actors.errors import BrokerError
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import connection
 from understudy.runtime.jetstream.direct import read_message
+from understudy.runtime.jetstream.headers import parse
 from understudy.runtime.stores.attempts import NONE, Attempts, AttemptStore
 
 CREATED = "2026-01-01T00:00:00.123456789Z"
@@ -92,13 +93,17 @@ async def test_a_held_message_is_read_back_whole(client: Client, allow_direct: b
     await js.publish("orders.paid", b"")
     first = await read_message(client, "ORDERS", 1, allow_direct=allow_direct)
     assert first is not None
-    assert (first.subject, first.body, dict(first.headers)) == ("orders.placed", b"\x00body\r\n", headers)
+    assert (first.subject, first.body, parse(first.header_block)) == (
+        "orders.placed",
+        b"\x00body\r\n",
+        headers,
+    )
     stored = (await js.get_msg("ORDERS", seq=1)).time
     assert stored is not None
     assert abs(first.timestamp / 1e9 - stored.timestamp()) < 1e-5
     second = await read_message(client, "ORDERS", 2, allow_direct=allow_direct)
     assert second is not None
-    assert (second.subject, second.body, dict(second.headers)) == ("orders.paid", b"", {})
+    assert (second.subject, second.body, parse(second.header_block)) == ("orders.paid", b"", {})
 
 
 @pytest.mark.parametrize("allow_direct", [True, False])

@@ -370,7 +370,7 @@ async def test_a_graceful_stop_gives_back_and_the_next_start_goes_on(orders: Ben
     app = app_of(Slow)
     cell = await orders.cell(app)
     await place(orders, range(40))
-    await until(lambda: cell.status.held == 32)
+    await until(lambda: cell.status.held >= 20)
     await cell.stop()
     assert list(orders.directory.glob("*.cell")) == []
     # What was handled before, and within the drain's second.

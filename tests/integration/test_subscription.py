@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,10 @@ class Room:
     def __init__(self, capacity: int, max_bytes: int = 1 << 20) -> None:
         self.size = capacity
         self.max_bytes = max_bytes
-        self.held: list[tuple[str, bytes]] = []
+        self.held: list[tuple[bytes, bytes]] = []
         self.most = 0
 
-    def deliver(self, subject: str, reply: str, body: bytes, headers: Mapping[str, str] | None) -> None:
+    def deliver(self, _subject: bytes, reply: bytes, _block: bytes, body: bytes) -> None:
         self.held.append((reply, body))
         self.most = max(self.most, len(self.held))
 
@@ -131,6 +131,7 @@ class Pulling:
             "ORDERS",
             "shop-billing",
             room,
+            self.settlement,
             room.deliver,
             self.failures.append,
             self._nothing_to_recover,
@@ -143,7 +144,7 @@ class Pulling:
         """Ack the oldest in the room, and return their sequences."""
         taken, self.room.held = self.room.held[:count], self.room.held[count:]
         for reply, _ in taken:
-            await self.settlement.ack(reply)
+            self.settlement.ack(reply)
             self.subscription.settled()
         return [parse_ack_subject(reply)[1] for reply, _ in taken]
 

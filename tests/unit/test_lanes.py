@@ -23,12 +23,11 @@ def delivery(sequence: int, key: Hashable = None) -> HeldDelivery:
     made = HeldDelivery(
         stream="ORDERS",
         subject="orders.placed",
-        reply="",
+        reply=b"",
+        header_block=b"",
         body=b"",
-        headers=None,
         sequence=sequence,
         delivery_count=1,
-        timestamp=0,
         slot=0,
         extended_at=0.0,
     )

@@ -10,7 +10,7 @@ from understudy.runtime.jetstream.settlement import ack_subject, parse_ack_subje
 def test_a_subject_made_from_a_ledger_is_read_as_what_it_was_made_from() -> None:
     """Timestamp and pending count aren't known any more, and the server doesn't ask for them."""
     subject = ack_subject("ORDERS", "shop-billing", delivery_count=3, sequence=42, consumer_sequence=57)
-    assert subject == "$JS.ACK.ORDERS.shop-billing.3.42.57.0.0"
+    assert subject == b"$JS.ACK.ORDERS.shop-billing.3.42.57.0.0"
     assert parse_ack_subject(subject) == (3, 42, 0)
 
 
@@ -25,4 +25,4 @@ def test_a_subject_made_from_a_ledger_is_read_as_what_it_was_made_from() -> None
 )
 def test_every_form_that_servers_send_is_read(subject: str) -> None:
     """With and without a domain and an account hash: ADR-15."""
-    assert parse_ack_subject(subject) == (2, 42, 1700000000123456789)
+    assert parse_ack_subject(subject.encode()) == (2, 42, 1700000000123456789)
