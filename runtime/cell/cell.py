@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from understudy.runtime.app import App
 from understudy.runtime.breakers import Breakers
 from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
 from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.fetch_ahead import FetchAhead
 from understudy.runtime.cell.lanes import Lanes, Mode
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.pipeline import Pipeline
@@ -24,6 +26,7 @@ from understudy.runtime.cell.recovery import recover_lost
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.cell.status import CellState, boottime
 from understudy.runtime.cell.takeover import TakenOver, Takeover
+from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.publisher import PublishWindow
@@ -67,7 +70,7 @@ class Cell:
         self._status = self._file.status
         self._ledger = self._file.ledger
         self._mailbox = Mailbox(self._options.mailbox, self._ledger)
-        self._received = 0
+        self._received = self._total_received = 0
         self._now = boottime()
         self._breakers = Breakers(
             self._child.breakers, opened=lambda _name: self._status.count("breaker_openings")
@@ -75,7 +78,22 @@ class Cell:
         self._stop = asyncio.Event()
         self._failure: asyncio.Future[None] | None = None
         self._draining = False
-        self._halted = False
+        # Why it isn't up, each empty if that is no reason.
+        self._halted = ""
+        self._open_breaker = ""
+        self._resting = False
+        self._blocked = 0
+        self._fetch_ahead = FetchAhead(
+            self._options.mailbox.capacity, self._options.concurrency, start.spec.ack_wait_seconds
+        )
+        self._watchdog = Watchdog(
+            durable=start.spec.durable,
+            progress=lambda: self._mailbox.settled + self._total_received,
+            excused=self._may_stand_still,
+            waiting=self._waiting,
+            rebuild=self._rebuild,
+            restarted_for_this=start.reason.startswith(Stalled.__name__),
+        )
         self._client: Connection | None = None
         # Made when the connection stands and the actor has started, before any delivery.
         self._prepared = False
@@ -102,13 +120,14 @@ class Cell:
         background = [
             asyncio.create_task(self._beat(), name="understudy-heartbeat"),
             asyncio.create_task(self._extend(), name="understudy-extend"),
+            asyncio.create_task(self._watch(), name="understudy-watchdog"),
         ]
         try:
             preparing = asyncio.create_task(self._prepare(), name="understudy-prepare")
             await self._until_stop([preparing])
             if preparing.done():
                 ready()
-                self._status.state(CellState.UP)
+                self._show_state()
                 actor, taken_over = preparing.result()
                 feeding = asyncio.create_task(self._feed(taken_over), name="understudy-feed")
                 await self._until_stop([*background, feeding, *self._lanes.workers])
@@ -214,6 +233,7 @@ class Cell:
             handle=self._pipeline.handle,
             breakers_closed=self._breakers.all_closed,
             mode_changed=self._on_mode,
+            blocked_changed=self._on_blocked,
         )
         self._lanes.start()
         self._prepared = True
@@ -242,6 +262,7 @@ class Cell:
         for delivery in taken_over.held:
             self._pipeline.prepare(delivery)
             self._lanes.add(delivery)
+        self._mailbox.limit = self._fetch_ahead.limit
         await self._subscription.start()
 
     async def _until_stop(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -259,7 +280,7 @@ class Cell:
     async def _drain(self, actor: Any) -> str:
         assert self._client is not None
         self._draining = True
-        self._status.state(CellState.DRAINING)
+        self._show_state()
         await self._subscription.stop()
         # What is quickly handled is better handled than given back.
         with contextlib.suppress(TimeoutError):
@@ -316,12 +337,16 @@ class Cell:
         """Hear that a burst of deliveries was acked."""
         self._report()
         if self._prepared:
+            idle = self._mailbox.is_empty()
+            self._fetch_ahead.observe(time.monotonic(), self._mailbox.settled, idle=idle)
+            self._mailbox.limit = self._fetch_ahead.limit
             self._subscription.settled()
 
     def _report(self) -> None:
         self._status.gauge("held", len(self._mailbox))
         if self._received:
             self._status.count("received", self._received)
+            self._total_received += self._received
             self._received = 0
         if self._prepared:
             self._pipeline.report()
@@ -373,25 +398,88 @@ class Cell:
             self._subscription.reconnected()
 
     def _on_mode(self, mode: Mode, breaker: str) -> None:
-        if self._halted:
-            return
+        self._resting = mode is Mode.NONE
         if mode is Mode.NONE:
-            self._subscription.pause()
-            self._status.state(CellState.PAUSED, f"circuit breaker {breaker} is open")
+            self._open_breaker = breaker
             _log.info("paused", breaker=breaker)
-        elif mode is Mode.TRIAL:
-            self._subscription.resume()
-        else:
-            self._status.state(CellState.DRAINING if self._draining else CellState.UP)
+        elif mode is Mode.ALL:
+            self._open_breaker = ""
             _log.info("resumed")
+        self._show_state()
+
+    def _on_blocked(self, waiting: int) -> None:
+        # What keeps one order has nothing else to hold its mailbox free for.
+        bound = self._options.mailbox.capacity // 2
+        blocked = 0 if self._options.ordered or waiting <= bound else waiting
+        if bool(blocked) != bool(self._blocked):
+            _log.warning("blocked" if blocked else "no longer blocked", waiting=waiting)
+            self._blocked = blocked
+            self._show_state()
 
     def _halt(self, error: str) -> None:
-        self._halted = True
+        self._halted = f"too many deliveries in a row can't be read, the last because: {error}"
         self._lanes.halt()
-        self._subscription.pause()
-        reason = f"too many deliveries in a row can't be read, the last because: {error}"
-        self._status.state(CellState.PAUSED, reason)
-        _log.error("paused", reason=reason)
+        _log.error("halted", reason=self._halted)
+        self._show_state()
+
+    def _show_state(self) -> None:
+        """Say what the cell is doing, and ask for more or not."""
+        if self._draining:
+            self._status.state(CellState.DRAINING)
+        elif self._halted:
+            self._status.state(CellState.HALTED, self._halted)
+        elif self._watchdog.stalled:
+            self._status.state(CellState.STALLED, self._watchdog.stalled)
+        elif self._open_breaker:
+            self._status.state(CellState.PAUSED, f"circuit breaker {self._open_breaker} is open")
+        elif self._blocked:
+            self._status.state(
+                CellState.PAUSED,
+                f"{self._blocked} deliveries wait behind failed ones that are tried again in place",
+            )
+        else:
+            self._status.state(CellState.UP)
+        if self._halted or self._resting or self._blocked:
+            self._subscription.pause()
+        else:
+            self._subscription.resume()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            if not self._prepared:
+                continue
+            stalled = self._watchdog.stalled
+            try:
+                await self._watchdog.look()
+            except Stalled:
+                raise
+            except BrokerError as error:
+                _log.debug("the watchdog has no answer", error=str(error))
+            if stalled != self._watchdog.stalled:
+                self._show_state()
+
+    def _rebuild(self) -> None:
+        self._subscription.reconnected()
+
+    def _may_stand_still(self) -> bool:
+        """Return whether nothing has to happen, as far as the cell can tell without asking the server."""
+        return (
+            self._draining
+            or bool(self._halted or self._open_breaker or self._blocked)
+            or self._client is None
+            or not self._client.is_connected
+            # What runs has a deadline, and what waits for its time a timer.
+            or not (self._mailbox.is_empty() or self._lanes.is_stuck())
+        )
+
+    async def _waiting(self) -> int:
+        """Return how many messages the server could deliver now, or the lanes could begin."""
+        assert self._client is not None
+        if not self._mailbox.is_empty():
+            return len(self._mailbox)
+        info = await api.consumer_info(self._client, self._start.spec.stream, self._start.spec.durable)
+        return 0 if info is None or info.get("paused") else int(info["num_pending"])
 
     def _fail(self, error: BrokerError) -> None:
         if self._failure is not None and not self._failure.done():

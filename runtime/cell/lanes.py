@@ -70,6 +70,8 @@ class Lanes:
         handle: handles a delivery; must not raise.
         breakers_closed: whether every breaker of the cell lets all calls through.
         mode_changed: called when the breakers' mode changes, with the breaker's name if it is open.
+        blocked_changed: called when more or fewer deliveries wait for one that is tried again in place, that
+            one included.
     """
 
     def __init__(
@@ -80,12 +82,18 @@ class Lanes:
         handle: Callable[[HeldDelivery, Deadline], Awaitable[Outcome]],
         breakers_closed: Callable[[], bool],
         mode_changed: Callable[[Mode, str], None],
+        blocked_changed: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._concurrency = concurrency
         self._hang_timeout_seconds = hang_timeout_seconds
         self._handle = handle
         self._breakers_closed = breakers_closed
         self._mode_changed = mode_changed
+        self._blocked_changed = blocked_changed
+        # What is tried again in place, from its first failure to its end, and its keys.
+        self._blocked: set[HeldDelivery] = set()
+        self._blocked_keys: set[Hashable] = set()
+        self._blocked_behind = 0
         self._ready: deque[HeldDelivery] = deque()
         # By key; None as long as nothing waits behind the one that is ready or runs.
         self._behind: dict[Hashable, deque[HeldDelivery] | None] = {}
@@ -120,11 +128,18 @@ class Lanes:
                 if behind is None:
                     behind = self._behind[key] = deque()
                 behind.append(delivery)
+                if key in self._blocked_keys:
+                    self._blocked_behind += 1
+                    self._say_blocked()
                 return
             self._behind[key] = None
         self._ready.append(delivery)
         if self._sleepers:
             self._wake()
+
+    def is_stuck(self) -> bool:
+        """Return whether something could be begun and nothing runs, which should never last."""
+        return bool(self._ready) and not self._running and self._mode is Mode.ALL and not self._halted
 
     def halt(self) -> None:
         """Begin nothing more until the cell is started anew; what is held stays held."""
@@ -164,8 +179,7 @@ class Lanes:
             outcome = await self._handle(delivery, deadline)
             self._running -= 1
             if outcome is SETTLED and self._mode is Mode.ALL:
-                if delivery.key is not None:
-                    self._next_of_key(delivery)
+                self._done(delivery)
             else:
                 self._finish(delivery, outcome)
             burst += 1
@@ -185,9 +199,9 @@ class Lanes:
 
     def _finish(self, delivery: HeldDelivery, outcome: Outcome) -> None:
         if isinstance(outcome, Settled):
-            if delivery.key is not None:
-                self._next_of_key(delivery)
+            self._done(delivery)
         elif isinstance(outcome, Again):
+            self._block(delivery)
             self._later(outcome.delay_seconds, lambda: self._ready.appendleft(delivery))
         else:
             self._held.append(delivery)
@@ -198,13 +212,40 @@ class Lanes:
             else:
                 self._wake()
 
-    def _next_of_key(self, delivery: HeldDelivery) -> None:
-        behind = self._behind[delivery.key]
+    def _done(self, delivery: HeldDelivery) -> None:
+        """Let the next one of its key go on."""
+        if self._blocked:
+            self._unblock(delivery)
+        key = delivery.key
+        if key is None:
+            return
+        behind = self._behind[key]
         if behind:
             self._ready.append(behind.popleft())
             self._wake()
         else:
-            del self._behind[delivery.key]
+            del self._behind[key]
+
+    def _block(self, delivery: HeldDelivery) -> None:
+        if delivery in self._blocked:
+            return
+        self._blocked.add(delivery)
+        if delivery.key is not None:
+            self._blocked_keys.add(delivery.key)
+            self._blocked_behind += len(self._behind[delivery.key] or ())
+        self._say_blocked()
+
+    def _unblock(self, delivery: HeldDelivery) -> None:
+        if delivery not in self._blocked:
+            return
+        self._blocked.discard(delivery)
+        if delivery.key is not None:
+            self._blocked_keys.discard(delivery.key)
+            self._blocked_behind -= len(self._behind[delivery.key] or ())
+        self._say_blocked()
+
+    def _say_blocked(self) -> None:
+        self._blocked_changed(len(self._blocked) + self._blocked_behind)
 
     def _shut(self, outcome: Held) -> None:
         if self._mode is Mode.NONE:

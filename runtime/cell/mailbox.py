@@ -15,11 +15,18 @@ class Mailbox:
 
     A delivery stays in it while it waits, is handled, waits to be tried again in place, or is held by an
     open breaker; it leaves when it is settled, and only then is there room for another.
+
+    Attributes:
+        bound: how many messages it may hold at most, as its policy says.
+        limit: how many it may hold for now.
+        settled: how many have left it.
     """
 
     def __init__(self, policy: MailboxPolicy, ledger: Ledger) -> None:
-        self._policy = policy
+        self.bound = self.limit = policy.capacity
+        self._max_bytes = policy.max_bytes
         self._ledger = ledger
+        self.settled = 0
         self._held: dict[int, HeldDelivery] = {}
         self._bytes = 0
 
@@ -61,18 +68,19 @@ class Mailbox:
     def _remove(self, delivery: HeldDelivery) -> None:
         del self._held[delivery.sequence]
         self._bytes -= len(delivery.body)
+        self.settled += 1
 
     def free(self) -> int:
         """Return how many more messages it can hold."""
-        return self._policy.capacity - len(self._held)
+        return self.limit - len(self._held)
 
     def free_bytes(self) -> int:
         """Return how many more bytes it can hold."""
-        return self._policy.max_bytes - self._bytes
+        return self._max_bytes - self._bytes
 
     def capacity(self) -> int:
-        """Return how many messages it holds at most."""
-        return self._policy.capacity
+        """Return how many messages it may hold for now."""
+        return self.limit
 
     def is_empty(self) -> bool:
         """Return whether it holds nothing."""

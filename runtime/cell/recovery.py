@@ -62,4 +62,4 @@ async def recover_lost(
     if not await settlement.nak_in_order(lost):
         raise BrokerError("lost deliveries could not be recovered")
     # Never more than the ledger has slots for; the rest comes by ordinary requests.
-    return int(min(info["num_ack_pending"], 2 * mailbox.capacity()) - len(mailbox))
+    return int(min(info["num_ack_pending"], 2 * mailbox.bound) - len(mailbox))

@@ -26,6 +26,9 @@ class CellState(enum.IntEnum):
     DRAINING = 4
     STOPPED = 5
     FAILED = 6
+    HALTED = 7
+    STALLED = 8
+    STANDBY = 9
 
 
 class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +36,9 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         pid: the cell's process.
-        state: `starting`, `up`, `paused`, `draining`, `stopped` or `failed`.
+        state: `starting`, `up`, `paused` (on purpose, and goes on by itself), `draining`, `stopped`,
+            `failed`, `halted` (until it is started anew), `stalled` (against its will), `standby` (another
+            cell is active).
         reason: why it is in that state, where there is a reason to give.
         heartbeat: when the data thread last ran, in seconds of CLOCK_BOOTTIME.
         connected: whether the broker connection stands.

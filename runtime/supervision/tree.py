@@ -11,8 +11,6 @@ from understudy.runtime.cell.status import CellStatus, boottime, read_status
 from understudy.runtime.supervision.statefile import ChildStatus, SupervisorStatus, read_state
 
 SUPERVISOR_ANSWER_SECONDS = 10.0
-# How a cell's reason begins when it pauses for an open breaker, which is no fault of its own.
-BREAKER_PAUSE = "circuit breaker"
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, tag="cell", tag_field="kind"):
@@ -32,8 +30,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, tag="cell", tag_field="kin
             return "its cell file is missing"
         if not self.status.connected:
             return "not connected to the broker"
-        if self.status.state == "paused" and not self.status.reason.startswith(BREAKER_PAUSE):
-            return f"paused: {self.status.reason}"
+        if self.status.state in ("halted", "stalled"):
+            return f"{self.status.state}: {self.status.reason}"
         return ""
 
 

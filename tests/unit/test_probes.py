@@ -208,12 +208,12 @@ def test_what_is_missing_is_named_with_why(tmp_path: Path) -> None:
     )
     supervise(tmp_path, "ops", state="starting")
     cell(tmp_path, "b/0", CellState.UP, connected=False)
-    cell(tmp_path, "c/0", CellState.PAUSED, "too many deliveries in a row can't be read")
+    cell(tmp_path, "c/0", CellState.HALTED, "too many deliveries in a row can't be read")
     assert missing_parts(read_tree(tmp_path, "root")) == {
         "supervisor ops": "starting",
         "cell a/0": "backoff (killed by SIGSEGV)",
         "cell b/0": "not connected to the broker",
-        "cell c/0": "paused: too many deliveries in a row can't be read",
+        "cell c/0": "halted: too many deliveries in a row can't be read",
     }
 
 
