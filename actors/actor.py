@@ -49,8 +49,9 @@ class Actor:
     `ordered` (False: one event at a time in stream order), `replicas` (1: cells of this actor), `retry`,
     `handler_timeout_seconds` (30), `hang_timeout_seconds` (8, below two thirds of `ack_wait_seconds`),
     `start_timeout_seconds` (30), `ack_wait_seconds` (15), `on_failure` ("redeliver"; "block" with `key` or
-    `ordered`), `breakers`, `durable`, `stream`, and `start` ("all"; "new" skips what is older than the
-    durable).
+    `ordered`), `double_ack` (False; True: a delivery is done when the server has confirmed its ack, which
+    JetStream calls AckSync), `breakers`, `durable`, `stream`, and `start` ("all"; "new" skips what is older
+    than the durable).
     """
 
     __understudy__: ClassVar[ActorSpec]

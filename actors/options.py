@@ -26,6 +26,7 @@ class OptionKeywords(TypedDict, total=False):
     start_timeout_seconds: float
     ack_wait_seconds: float
     on_failure: Literal["redeliver", "block"]
+    double_ack: bool
     breakers: Sequence[CircuitBreaker]
     durable: str | None
     stream: str | None
@@ -51,6 +52,7 @@ class ActorOptions:
     start_timeout_seconds: float = 30.0
     ack_wait_seconds: float = 15.0
     on_failure: Literal["redeliver", "block"] = "redeliver"
+    double_ack: bool = False
     breakers: tuple[CircuitBreaker, ...] = ()
     durable: str | None = None
     stream: str | None = None
@@ -118,7 +120,7 @@ def _check_values(options: ActorOptions, where: str) -> None:
     key: object = options.key
     if key is not None and not callable(key) and not (isinstance(key, str) and key.isidentifier()):
         raise DeclarationError(f"{where}: key is {key!r}; give an attribute's name or a callable")
-    for name, kind in (("mailbox", Mailbox), ("retry", RetryPolicy), ("ordered", bool)):
+    for name, kind in (("mailbox", Mailbox), ("retry", RetryPolicy), ("ordered", bool), ("double_ack", bool)):
         value = getattr(options, name)
         if not isinstance(value, kind):
             raise DeclarationError(f"{where}: {name} is {value!r}; give a {kind.__name__}")

@@ -41,6 +41,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (found.handler_timeout_seconds, found.hang_timeout_seconds) == (30.0, 8.0)
     assert (found.start_timeout_seconds, found.ack_wait_seconds) == (30.0, 15.0)
     assert (found.durable, found.stream, found.start, found.key) == (None, None, "all", None)
+    assert found.double_ack is False
     assert found.mailbox == Mailbox(capacity=1024, max_bytes=64 * 1024 * 1024)
 
 
@@ -77,6 +78,7 @@ def test_options_are_inherited_and_their_defaults_worked_out_anew() -> None:
         ({"concurrency": 0}, "concurrency is 0; give an integer of 1 or more"),
         ({"mailbox": 10}, "mailbox is 10; give a Mailbox"),
         ({"ordered": 1}, "ordered is 1; give a bool"),
+        ({"double_ack": "yes"}, "double_ack is 'yes'; give a bool"),
         ({"key": 3}, "key is 3; give an attribute's name or a callable"),
         ({"key": "a.b"}, "key is 'a.b'; give an attribute's name or a callable"),
         ({"on_failure": "stop"}, "on_failure is 'stop'; use 'redeliver' or 'block'"),
