@@ -19,6 +19,7 @@ class OptionKeywords(TypedDict, total=False):
     mailbox: Mailbox
     concurrency: int
     ordered: bool
+    state: type | None
     replicas: int
     retry: RetryPolicy
     handler_timeout_seconds: float
@@ -45,6 +46,7 @@ class ActorOptions:
     mailbox: Mailbox = dataclasses.field(default_factory=Mailbox)
     concurrency: int = 1
     ordered: bool = False
+    state: type | None = None
     replicas: int = 1
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
     handler_timeout_seconds: float = 30.0
@@ -62,8 +64,8 @@ class ActorOptions:
 
     @property
     def is_sole_owner(self) -> bool:
-        """Whether one cell alone may handle this actor's events: it keeps an order."""
-        return self.key is not None or self.ordered
+        """Whether one cell alone may handle this actor's events: it keeps an order, or state."""
+        return self.key is not None or self.state is not None or self.ordered
 
     def replace(self, **overrides: object) -> "ActorOptions":
         """These options with some overridden, checked again."""
@@ -124,6 +126,9 @@ def _check_values(options: ActorOptions, where: str) -> None:
         value = getattr(options, name)
         if not isinstance(value, kind):
             raise DeclarationError(f"{where}: {name} is {value!r}; give a {kind.__name__}")
+    state: object = options.state
+    if state is not None and not isinstance(state, type):
+        raise DeclarationError(f"{where}: state is {state!r}; give the class of the state")
     check_integer(options.concurrency, f"{where}: concurrency", minimum=1)
     check_integer(options.replicas, f"{where}: replicas", minimum=1)
     for name in ("handler_timeout", "hang_timeout", "start_timeout", "ack_wait"):
@@ -152,7 +157,7 @@ def _check_together(options: ActorOptions, where: str) -> None:
             f"remove one of them"
         )
     if options.is_sole_owner and options.replicas > 1:
-        option = "ordered" if options.ordered else "key"
+        option = "ordered" if options.ordered else "key" if options.key is not None else "state"
         raise DeclarationError(
             f"{where}: {option} can't have replicas={options.replicas}, since a second cell would break the "
             f"order; write replicas=1 (one key space over several cells comes in a later version)"

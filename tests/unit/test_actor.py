@@ -41,7 +41,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (found.handler_timeout_seconds, found.hang_timeout_seconds) == (30.0, 8.0)
     assert (found.start_timeout_seconds, found.ack_wait_seconds) == (30.0, 15.0)
     assert (found.durable, found.stream, found.start, found.key) == (None, None, "all", None)
-    assert found.double_ack is False
+    assert (found.double_ack, found.state, found.is_sole_owner) == (False, None, False)
     assert found.mailbox == Mailbox(capacity=1024, max_bytes=64 * 1024 * 1024)
 
 
@@ -50,6 +50,11 @@ def test_what_keeps_an_order_has_other_defaults() -> None:
     assert (keyed.concurrency, keyed.on_failure, keyed.is_sole_owner) == (16, "block", True)
     assert (ordered.concurrency, ordered.on_failure, ordered.is_sole_owner) == (1, "block", True)
     assert options(key="carrier", on_failure="redeliver").on_failure == "redeliver"
+
+
+def test_state_makes_a_sole_owner_but_keeps_no_order() -> None:
+    stateful = options(state=Departed)
+    assert (stateful.concurrency, stateful.on_failure, stateful.is_sole_owner) == (1, "redeliver", True)
 
 
 def test_options_are_inherited_and_their_defaults_worked_out_anew() -> None:
@@ -78,6 +83,8 @@ def test_options_are_inherited_and_their_defaults_worked_out_anew() -> None:
         ({"concurrency": 0}, "concurrency is 0; give an integer of 1 or more"),
         ({"mailbox": 10}, "mailbox is 10; give a Mailbox"),
         ({"ordered": 1}, "ordered is 1; give a bool"),
+        ({"state": "Tally"}, "state is 'Tally'; give the class of the state"),
+        ({"state": list[int]}, "state is list[int]; give the class of the state"),
         ({"double_ack": "yes"}, "double_ack is 'yes'; give a bool"),
         ({"key": 3}, "key is 3; give an attribute's name or a callable"),
         ({"key": "a.b"}, "key is 'a.b'; give an attribute's name or a callable"),
