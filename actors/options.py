@@ -64,7 +64,10 @@ class ActorOptions:
 
     @property
     def is_sole_owner(self) -> bool:
-        """Whether one cell alone may handle this actor's events: it keeps an order, or state."""
+        """Whether one cell alone may handle this actor's events: it keeps an order, or state.
+
+        Of several replicas one is active then; the others are its standbys.
+        """
         return self.key is not None or self.state is not None or self.ordered
 
     def replace(self, **overrides: object) -> "ActorOptions":
@@ -155,12 +158,6 @@ def _check_together(options: ActorOptions, where: str) -> None:
         raise DeclarationError(
             f"{where}: ordered handles one event at a time, but concurrency is {options.concurrency}; "
             f"remove one of them"
-        )
-    if options.is_sole_owner and options.replicas > 1:
-        option = "ordered" if options.ordered else "key" if options.key is not None else "state"
-        raise DeclarationError(
-            f"{where}: {option} can't have replicas={options.replicas}, since a second cell would break the "
-            f"order; write replicas=1 (one key space over several cells comes in a later version)"
         )
     # A takeover must come before the server redelivers.
     if options.hang_timeout_seconds * 3 >= options.ack_wait_seconds * 2:

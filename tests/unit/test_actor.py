@@ -57,6 +57,12 @@ def test_state_makes_a_sole_owner_but_keeps_no_order() -> None:
     assert (stateful.concurrency, stateful.on_failure, stateful.is_sole_owner) == (1, "redeliver", True)
 
 
+@pytest.mark.parametrize("given", [{"key": "carrier"}, {"ordered": True}, {"state": Departed}])
+def test_a_sole_owner_may_have_standbys(given: dict[str, object]) -> None:
+    found = options(**given, replicas=2)
+    assert (found.replicas, found.is_sole_owner) == (2, True)
+
+
 def test_options_are_inherited_and_their_defaults_worked_out_anew() -> None:
     class Parent(Actor, key="carrier", mailbox=Mailbox(capacity=7)):
         pass
@@ -104,16 +110,6 @@ def test_options_are_inherited_and_their_defaults_worked_out_anew() -> None:
             {"hang_timeout_seconds": 10},
             "hang_timeout_seconds is 10, but must be below two thirds of ack_wait_seconds (15.0); "
             "lower it or raise ack_wait_seconds",
-        ),
-        (
-            {"key": "carrier", "replicas": 2},
-            "key can't have replicas=2, since a second cell would break the order; "
-            "write replicas=1 (one key space over several cells comes in a later version)",
-        ),
-        (
-            {"ordered": True, "replicas": 2},
-            "ordered can't have replicas=2, since a second cell would break the order; "
-            "write replicas=1 (one key space over several cells comes in a later version)",
         ),
         (
             {"ordered": True, "concurrency": 2},

@@ -81,11 +81,6 @@ OPEN: Any = open
             lambda: Child(Shop, name="a b"),
             "Child(Shop): the name is 'a b'; use 1 to 64 of the characters A-Z, a-z, 0-9, '_' and '-'",
         ),
-        (
-            lambda: Child(Shop, replicas=2),
-            "Child(Shop): key can't have replicas=2, since a second cell would break the order; "
-            "write replicas=1 (one key space over several cells comes in a later version)",
-        ),
         (lambda: Child(Shop, replica=2), "Child(Shop): unknown option 'replica'; did you mean 'replicas'?"),
         (
             lambda: Child(Shop, key="regoin"),
