@@ -69,7 +69,7 @@ class Actor:
         cls.__understudy__ = ActorSpec(
             name=kebab_case(cls.__name__), handlers=find_handlers(cls), options=make_options(given, where)
         )
-        check_key(cls.__understudy__, where)
+        check_handlers(cls.__understudy__, where)
 
     # The hooks' results are typed so that both `async def` and `def` may override them.
     def on_start(self, ctx: StartContext) -> Awaitable[None] | None:
@@ -96,8 +96,22 @@ class Actor:
         """
 
 
-def check_key(spec: ActorSpec, where: str) -> None:
-    """Raises DeclarationError if a key given by name is missing on an event of known type."""
+def check_handlers(spec: ActorSpec, where: str) -> None:
+    """Raises DeclarationError if a handler and the options don't go together.
+
+    A key given by name must be on every event of known type; a batch must fit into the mailbox.
+    """
+    capacity = spec.options.mailbox.capacity
+    for handler in spec.handlers:
+        if handler.batch is not None and handler.batch.size > capacity:
+            raise DeclarationError(
+                f"{where}: {handler.method} takes batches of {handler.batch.size}, but the mailbox holds "
+                f"{capacity}; lower the batch's size or raise mailbox=Mailbox(capacity=…)"
+            )
+    _check_key(spec, where)
+
+
+def _check_key(spec: ActorSpec, where: str) -> None:
     key = spec.options.key
     if not isinstance(key, str):
         return

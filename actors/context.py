@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
@@ -75,6 +75,55 @@ class Context(ABC):
         A failure inside counts against the breaker and passes on; a cancellation never counts. A name that
         neither the actor nor the app declares is an error that lists those that are.
         """
+
+
+class BatchContext(ABC):
+    """The optional second parameter of a batch handler, valid until the handler has returned.
+
+    `index` counts the list that the handler was given, from 0.
+    """
+
+    @property
+    @abstractmethod
+    def deliveries(self) -> Sequence[Delivery]:
+        """The deliveries of the events, in the order of the list."""
+
+    @abstractmethod
+    def fail(self, index: int, error: Exception) -> None:
+        """Fails one event of the batch; the others are acked when the handler returns.
+
+        The event's attempt ends as if its handler had raised `error`: `Retry` and `Reject` mean what they
+        mean there, anything else counts as a failure. Of two errors for one event the later counts.
+
+        Where a failure blocks (`on_failure="block"`), the later events of its key in the batch, or with
+        `ordered` all later ones, are held back with it: whatever the handler did with them, they are not
+        acked and come again after it, in stream order.
+
+        If the handler itself raises, all of them fail with that exception, whatever was said here.
+
+        Raises IndexError if the batch has no such event, and TypeError if `error` is no exception.
+        """
+
+    @property
+    @abstractmethod
+    def log(self) -> Any:
+        """A structlog logger that knows app, actor and cell."""
+
+    @abstractmethod
+    def publish(
+        self, event: object, *, index: int | None = None, subject: str | None = None, now: bool = False
+    ) -> Awaitable[None]:
+        """Collects `event`, as `Context.publish` does: it goes out when the handler has returned.
+
+        With `index` it belongs to that event of the batch: it is dropped if that one fails or is held back,
+        and a rerun publishes it under the same id, so the stream drops the repeat. Without, it belongs to
+        the batch, as what the handler returns does: it is dropped only if the handler raises, and goes out
+        again if its events come in a batch of other events after a crash.
+        """
+
+    @abstractmethod
+    def breaker(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Guards a block, as `Context.breaker` does; a CircuitOpen that passes holds the whole batch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

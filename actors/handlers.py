@@ -6,17 +6,20 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_origin, overload
+from typing import Any, TypeVar, get_args, get_origin, overload
 
 from understudy.actors.codec import Body, Decoder, decode_untyped, decoder
+from understudy.actors.context import BatchContext, Context
 from understudy.actors.errors import DeclarationError
 from understudy.actors.event import EventMeta, check_subject, event_spec
+from understudy.actors.policies import Batch
 from understudy.actors.subjects import check_filter, covers
 
 _MARK = "__understudy_handles__"
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _NOTHING: Any = object()
 _EXPECTED = "write (self, event: Placed) or (self, event: Placed, ctx: Context)"
+_EXPECTED_BATCH = "write (self, events: list[Placed]) or (self, events: list[Placed], ctx: BatchContext)"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,8 @@ class HandlerSpec:
     """One handler, with everything about it that can be known when its class is made.
 
     `type` is None where the handler takes the decoded value as it is; `raw` says that it takes the bytes.
-    `decode(body, content_type, subject)` returns what the handler takes or raises DecodeError.
+    `decode(body, content_type, subject)` returns what the handler takes or raises DecodeError. With `batch`
+    the handler takes a list; these three then say what its members are.
     """
 
     method: str
@@ -33,44 +37,59 @@ class HandlerSpec:
     raw: bool
     wants_context: bool
     is_async: bool
+    batch: Batch | None
     decode: Callable[[Body, str | None, str], Any]
 
 
 @overload
 def handles(method: _Method, /) -> _Method: ...
 @overload
-def handles(subject: str, /) -> Callable[[_Method], _Method]: ...
-def handles(method_or_subject: Any = _NOTHING, /) -> Any:
+def handles(subject: str, /, *, batch: Batch | None = None) -> Callable[[_Method], _Method]: ...
+@overload
+def handles(*, batch: Batch) -> Callable[[_Method], _Method]: ...
+def handles(method_or_subject: Any = _NOTHING, /, *, batch: Batch | None = None) -> Any:
     """Marks a method as the handler of an event type, or of a subject: `@handles("raw.>")`.
 
     Bare, it takes type and subject from the annotation of the first parameter, an Event. With a subject that
     parameter may be anything that a body decodes into, `bytes` for the body as it is, or not annotated.
     `async def` runs in the cell's event loop, `def` in a thread. A returned event, or list of events, is
     published and confirmed before the ack. The handler may run again for the same event.
+
+    With `batch=Batch(size=…)` the parameter is a list: `list[Placed]`, or with a subject a list of anything.
+    It holds at most `size` events in stream order; with `key`, events of many keys, of which none is in two
+    batches at once. What doesn't decode never gets into a batch. When the handler returns, all of them are
+    acked but those that it failed by `BatchContext.fail`; when it raises, all have failed.
     """
+    # Its own type is no safeguard where nobody runs a type checker.
+    given: object = batch
+    if given is not None and not isinstance(given, Batch):
+        raise DeclarationError(f"@handles: batch is {given!r}; give a Batch: @handles(batch=Batch(size=100))")
     if isinstance(method_or_subject, str):
         subject = check_filter(method_or_subject, "@handles")
-        return lambda method: _mark(method, subject)
-    if method_or_subject is _NOTHING:
+        return lambda method: _mark(method, _Mark(subject, batch))
+    if method_or_subject is not _NOTHING:
+        return _mark(method_or_subject, _Mark(None, batch))
+    if batch is None:
         raise DeclarationError(
             '@handles() gives no subject; write @handles, or with a subject @handles("orders.>")'
         )
-    return _mark(method_or_subject, None)
+    return lambda method: _mark(method, _Mark(None, batch))
 
 
-def _mark(method: Any, subject: str | None) -> Any:
+def _mark(method: Any, mark: "_Mark") -> Any:
     if not inspect.isfunction(method):
         raise DeclarationError(
             f"@handles stands on {method!r}; put it on a method, bare or with a subject: "
             f'@handles or @handles("orders.>")'
         )
-    setattr(method, _MARK, _Mark(subject))
+    setattr(method, _MARK, mark)
     return method
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Mark:
     subject: str | None
+    batch: Batch | None
 
 
 def find_handlers(cls: type) -> tuple[HandlerSpec, ...]:
@@ -112,18 +131,19 @@ def _read_handler(cls: type, name: str, method: Any) -> HandlerSpec:
     inner = inspect.unwrap(method)
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         raise DeclarationError(f"{where} yields; return the event, or a list of events, instead")
-    parameter, wants_context = _read_parameters(where, method)
-    subject: str | None = getattr(method, _MARK).subject
+    mark: _Mark = getattr(method, _MARK)
+    parameter, wants_context = _read_parameters(where, method, mark.batch)
     if parameter.annotation is inspect.Parameter.empty:
-        if subject is None:
+        if mark.subject is None:
+            wanted = "an Event" if mark.batch is None else "a list of an Event"
             raise DeclarationError(
                 f"{where}: the parameter {parameter.name!r} has no annotation; "
-                f'annotate it with an Event, or give the subject: @handles("orders.>")'
+                f'annotate it with {wanted}, or give the subject: @handles("orders.>")'
             )
         type_: Any = Any
     else:
-        type_ = _resolve(where, cls, inner, parameter)
-    filter_, decode = _read_type(where, type_, subject)
+        type_ = _member_type(where, _resolve(where, cls, inner, parameter), mark.batch)
+    filter_, decode = _read_type(where, type_, mark.subject)
     return HandlerSpec(
         method=name,
         filter=filter_,
@@ -131,29 +151,68 @@ def _read_handler(cls: type, name: str, method: Any) -> HandlerSpec:
         raw=type_ is bytes,
         wants_context=wants_context,
         is_async=inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(inner),
+        batch=mark.batch,
         decode=decode,
     )
 
 
-def _read_parameters(where: str, method: Any) -> tuple[inspect.Parameter, bool]:
+def _read_parameters(where: str, method: Any, batch: Batch | None) -> tuple[inspect.Parameter, bool]:
+    expected = _EXPECTED if batch is None else _EXPECTED_BATCH
     parameters = list(inspect.signature(method).parameters.values())
     for parameter in parameters:
         if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            raise DeclarationError(f"{where}: the parameter {parameter} can't be filled; {_EXPECTED}")
+            raise DeclarationError(f"{where}: the parameter {parameter} can't be filled; {expected}")
     # The first is self.
     if len(parameters) < 2:
-        raise DeclarationError(f"{where} takes no event; {_EXPECTED}")
+        raise DeclarationError(f"{where} takes no event; {expected}")
     if len(parameters) > 3:
         names = ", ".join(repr(parameter.name) for parameter in parameters[3:])
-        raise DeclarationError(f"{where} has too many parameters ({names}); {_EXPECTED}")
+        raise DeclarationError(f"{where} has too many parameters ({names}); {expected}")
+    if len(parameters) == 3:
+        _check_context(where, parameters[2], batch)
     return parameters[1], len(parameters) == 3
+
+
+def _check_context(where: str, parameter: inspect.Parameter, batch: Batch | None) -> None:
+    # As text, since the annotation may name what is imported for type checkers alone.
+    annotation = parameter.annotation
+    name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    wrong, right = (BatchContext, Context) if batch is None else (Context, BatchContext)
+    if name.rpartition(".")[2] == wrong.__name__:
+        kind = "one event" if batch is None else "a batch"
+        raise DeclarationError(
+            f"{where}: {parameter.name} is a {wrong.__name__}, but a handler of {kind} is given "
+            f"a {right.__name__}; annotate it so"
+        )
+
+
+def _member_type(where: str, type_: Any, batch: Batch | None) -> Any:
+    """What one delivery decodes into: with `batch`, a member of the annotated list."""
+    is_list = type_ is list or get_origin(type_) is list
+    member = (get_args(type_) or (Any,))[0] if is_list else None
+    if batch is not None:
+        if not is_list:
+            raise DeclarationError(
+                f"{where} takes {_name(type_)}, but with batch=… it is handed a list; {_EXPECTED_BATCH}"
+            )
+        return member
+    if isinstance(get_origin(member) or member, EventMeta):
+        raise DeclarationError(
+            f"{where} takes a list of {_name(member)}, but no batch=… is given; "
+            f"write @handles(batch=Batch(size=100)), or take one {_name(member)}"
+        )
+    return type_
+
+
+def _name(type_: Any) -> str:
+    return getattr(get_origin(type_) or type_, "__qualname__", str(type_))
 
 
 def _read_type(
     where: str, type_: Any, subject: str | None
 ) -> tuple[str, Callable[[Body, str | None, str], Any]]:
     origin = get_origin(type_) or type_
-    name = getattr(origin, "__qualname__", str(type_))
+    name = _name(type_)
     spec = event_spec(origin)
     if subject is None:
         if isinstance(origin, EventMeta) and spec is None:

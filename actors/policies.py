@@ -42,6 +42,22 @@ class Mailbox(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
         check_integer(self.max_bytes, "Mailbox: max_bytes", minimum=1)
 
 
+class Batch(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
+    """How many events a batch handler takes at once: `@handles(batch=Batch(size=100))`.
+
+    It is handed `size` events, or fewer when `timeout_seconds` have passed since the first of them began to
+    wait; 0 hands over what is there without waiting. The actor's `handler_timeout_seconds` bounds the
+    handling of the whole batch.
+    """
+
+    size: int
+    timeout_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_integer(self.size, "Batch: size", minimum=1)
+        check_seconds(self.timeout_seconds, "Batch: timeout_seconds", zero=True)
+
+
 class RetryPolicy(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
     """How often and how soon a failed event is tried again before it becomes a dead letter.
 

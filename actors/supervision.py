@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, Unpack
 
-from understudy.actors.actor import Actor, ActorSpec, check_key
+from understudy.actors.actor import Actor, ActorSpec, check_handlers
 from understudy.actors.errors import DeclarationError
 from understudy.actors.names import check_integer, check_name, check_seconds, nearest
 from understudy.actors.options import OptionKeywords, make_options
@@ -46,7 +46,7 @@ class Child:
         self.args = _check_args(actor_class, {} if args is None else args, where)
         options = make_options({**declared.options.given, **overrides}, where)
         self.spec = ActorSpec(name=name, handlers=declared.handlers, options=options)
-        check_key(self.spec, where)
+        check_handlers(self.spec, where)
 
     def __repr__(self) -> str:
         return f"Child({self.actor_class.__qualname__}, name={self.spec.name!r})"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from understudy.actors.actor import Actor
-    from understudy.actors.context import Context, StartContext
+    from understudy.actors.context import BatchContext, Context, StartContext
     from understudy.actors.errors import CircuitOpen, UnderstudyError
     from understudy.actors.event import Event
     from understudy.actors.handlers import handles
     from understudy.actors.outcomes import Reject, Retry
-    from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
+    from understudy.actors.policies import Batch, CircuitBreaker, Mailbox, RetryPolicy
     from understudy.actors.supervision import Child, Supervisor
     from understudy.runtime.app import App
     from understudy.runtime.jetstream.publisher import Publisher
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Actor",
     "App",
+    "Batch",
+    "BatchContext",
     "Child",
     "CircuitBreaker",
     "CircuitOpen",
@@ -45,6 +47,8 @@ __all__ = [
 _MODULES = {
     "Actor": "understudy.actors.actor",
     "App": "understudy.runtime.app",
+    "Batch": "understudy.actors.policies",
+    "BatchContext": "understudy.actors.context",
     "Child": "understudy.actors.supervision",
     "CircuitBreaker": "understudy.actors.policies",
     "CircuitOpen": "understudy.actors.errors",

@@ -12,7 +12,8 @@ from understudy.actors.errors import DeclarationError, DecodeError
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.options import ActorOptions, make_options
-from understudy.actors.policies import CircuitBreaker, Mailbox
+from understudy.actors.policies import Batch, CircuitBreaker, Mailbox
+from understudy.actors.supervision import Child
 
 
 class Departed(Event, subject="flights.departed"):
@@ -160,6 +161,39 @@ def test_bytes_have_no_key_by_name() -> None:
     assert str(caught.value).endswith(
         "Monitor: raw takes bytes, which have no 'carrier'; give key a callable"
     )
+
+
+def test_the_key_of_a_batch_is_that_of_its_events() -> None:
+    with pytest.raises(DeclarationError) as caught:
+
+        class Monitor(Actor, key="carier"):
+            @handles(batch=Batch(size=10))
+            async def departed(self, events: list[Departed]) -> None: ...
+
+    assert str(caught.value).endswith(
+        "Monitor: key is 'carier', but Departed, which departed takes, has no such field; "
+        "did you mean 'carrier'?"
+    )
+
+
+def test_a_batch_must_fit_into_the_mailbox() -> None:
+    """Where the class is made, and where a child overrides the mailbox."""
+
+    class Monitor(Actor, mailbox=Mailbox(capacity=10)):
+        @handles(batch=Batch(size=10))
+        async def departed(self, events: list[Departed]) -> None: ...
+
+    with pytest.raises(DeclarationError) as made:
+
+        class Smaller(Monitor, mailbox=Mailbox(capacity=9)):
+            pass
+
+    with pytest.raises(DeclarationError) as overridden:
+        Child(Monitor, mailbox=Mailbox(capacity=1))
+    text = "departed takes batches of 10, but the mailbox holds {}; "
+    remedy = "lower the batch's size or raise mailbox=Mailbox(capacity=…)"
+    assert str(made.value).endswith("Smaller: " + text.format(9) + remedy)
+    assert str(overridden.value).endswith("Monitor): " + text.format(1) + remedy)
 
 
 def test_a_named_key_is_read_from_attributes_and_from_items() -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from understudy.actors.actor import Actor
 from understudy.actors.codec import MSGPACK, encode
-from understudy.actors.context import Context
+from understudy.actors.context import BatchContext, Context
 from understudy.actors.errors import DeclarationError, DecodeError
 from understudy.actors.event import Event
 from understudy.actors.handlers import HandlerSpec, handles
+from understudy.actors.policies import Batch
 
 if TYPE_CHECKING:
     from somewhere import Unimported  # type: ignore[import-not-found]
@@ -278,6 +279,7 @@ def declare_bad_subject() -> None:
 
 
 EXPECTED = "write (self, event: Placed) or (self, event: Placed, ctx: Context)"
+EXPECTED_BATCH = "write (self, events: list[Placed]) or (self, events: list[Placed], ctx: BatchContext)"
 
 
 @pytest.mark.parametrize(
@@ -358,6 +360,177 @@ def test_handles_with_empty_parentheses_says_how_to_write_it() -> None:
 
     assert str(caught.value) == (
         '@handles() gives no subject; write @handles, or with a subject @handles("orders.>")'
+    )
+
+
+TEN = Batch(size=10)
+
+
+def test_a_batch_handler_is_described_by_what_its_list_holds() -> None:
+    class Shop(Actor):
+        @handles(batch=TEN)
+        async def placed(self, events: list[Placed], ctx: BatchContext) -> None: ...
+
+    handler = only(Shop)
+    assert (handler.batch, handler.filter, handler.type) == (TEN, "orders.*.placed", Placed)
+    assert (handler.raw, handler.wants_context, handler.is_async) == (False, True, True)
+    assert handler.decode(b'{"region": "eu"}', None, "orders.eu.placed") == Placed(region="eu")
+    with pytest.raises(DecodeError):
+        handler.decode(b'{"region": "eu"}', None, "orders.us.placed")
+
+
+def test_a_batch_by_subject_may_hold_anything_that_a_body_decodes_into() -> None:
+    class Reader(Actor):
+        @handles("dataclass", batch=TEN)
+        def dataclass(self, events: list[Plain]) -> None: ...
+        @handles("generic", batch=TEN)
+        def generic(self, events: list[Page[int]]) -> None: ...
+        @handles("typed", batch=TEN)
+        def typed(self, events: list[list[int]]) -> None: ...
+        @handles("untyped", batch=TEN)
+        def untyped(self, events: list[Any]) -> None: ...
+        @handles("bare", batch=TEN)
+        def bare(self, events: list) -> None: ...  # type: ignore[type-arg]
+        @handles("value", batch=TEN)
+        def value(self, events): ...  # type: ignore[no-untyped-def]
+        @handles("raw.>", batch=TEN)
+        def raw(self, events: list[bytes]) -> None: ...
+
+    by_name = {handler.method: handler for handler in Reader.__understudy__.handlers}
+    assert {handler.batch for handler in by_name.values()} == {TEN}
+    assert by_name["dataclass"].decode(b'{"x": 1}', None, "s") == Plain(1)
+    assert by_name["generic"].decode(b'{"items": [1]}', None, "s") == Page(items=[1])
+    assert by_name["typed"].decode(b"[1]", None, "s") == [1]
+    assert by_name["raw"].decode(memoryview(b"[1]"), None, "s") == b"[1]"
+    assert [name for name, handler in by_name.items() if handler.type is None] == ["untyped", "bare", "value"]
+    assert [name for name, handler in by_name.items() if handler.raw] == ["raw"]
+
+
+def test_without_a_batch_a_body_may_be_a_list_itself() -> None:
+    class Reader(Actor):
+        @handles("numbers")
+        def numbers(self, event: list[int]) -> None: ...
+        @handles("one")
+        def one(self, event: Placed) -> None: ...
+
+    numbers, one = Reader.__understudy__.handlers
+    assert (numbers.batch, numbers.type, numbers.decode(b"[1]", None, "s")) == (None, list[int], [1])
+    assert one.batch is None
+
+
+def declare_a_batch_of_no_list() -> None:
+    class Wrong(Actor):
+        @handles(batch=TEN)
+        async def placed(self, event: Placed) -> None: ...
+
+
+def declare_a_batch_of_a_tuple() -> None:
+    class Wrong(Actor):
+        @handles("a", batch=TEN)
+        async def placed(self, events: tuple[Placed, ...]) -> None: ...
+
+
+def declare_a_list_without_a_batch() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, events: list[Placed]) -> None: ...
+
+
+def declare_a_generic_list_without_a_batch() -> None:
+    class Wrong(Actor):
+        @handles("pages")
+        async def placed(self, events: list[Page[int]]) -> None: ...
+
+
+def declare_a_batch_without_annotation() -> None:
+    class Wrong(Actor):
+        @handles(batch=TEN)
+        async def placed(self, events): ...  # type: ignore[no-untyped-def]
+
+
+def declare_a_batch_of_no_events() -> None:
+    class Wrong(Actor):
+        @handles(batch=TEN)
+        async def placed(self, events: list[bytes]) -> None: ...
+
+
+def declare_a_batch_without_events() -> None:
+    class Wrong(Actor):
+        @handles("a", batch=TEN)
+        async def placed(self) -> None: ...
+
+
+def declare_a_batch_with_an_events_context() -> None:
+    class Wrong(Actor):
+        @handles(batch=TEN)
+        async def placed(self, events: list[Placed], ctx: Context) -> None: ...
+
+
+def declare_an_event_with_a_batchs_context() -> None:
+    async def placed(self: Actor, event: Any, ctx: Any) -> None: ...
+
+    # Not as text, unlike everything else in this module.
+    placed.__annotations__ = {"event": Placed, "ctx": BatchContext}
+    type("Wrong", (Actor,), {"placed": handles(placed)})
+
+
+@pytest.mark.parametrize(
+    ("declare", "text"),
+    [
+        (
+            declare_a_batch_of_no_list,
+            f"W.placed takes Placed, but with batch=… it is handed a list; {EXPECTED_BATCH}",
+        ),
+        (
+            declare_a_batch_of_a_tuple,
+            f"W.placed takes tuple, but with batch=… it is handed a list; {EXPECTED_BATCH}",
+        ),
+        (
+            declare_a_list_without_a_batch,
+            "W.placed takes a list of Placed, but no batch=… is given; "
+            "write @handles(batch=Batch(size=100)), or take one Placed",
+        ),
+        (
+            declare_a_generic_list_without_a_batch,
+            "W.placed takes a list of Page, but no batch=… is given; "
+            "write @handles(batch=Batch(size=100)), or take one Page",
+        ),
+        (
+            declare_a_batch_without_annotation,
+            "W.placed: the parameter 'events' has no annotation; "
+            'annotate it with a list of an Event, or give the subject: @handles("orders.>")',
+        ),
+        (
+            declare_a_batch_of_no_events,
+            "W.placed takes bytes, which is no Event; "
+            'annotate it with one, or give the subject: @handles("orders.>")',
+        ),
+        (declare_a_batch_without_events, f"W.placed takes no event; {EXPECTED_BATCH}"),
+        (
+            declare_a_batch_with_an_events_context,
+            "W.placed: ctx is a Context, but a handler of a batch is given a BatchContext; annotate it so",
+        ),
+        (
+            declare_an_event_with_a_batchs_context,
+            "Wrong.placed: ctx is a BatchContext, but a handler of one event is given a Context; "
+            "annotate it so",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_batch_handler_is_refused_when_the_class_is_made(
+    declare: Callable[[], None], text: str
+) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        declare()
+    assert str(caught.value).replace(f"{declare.__name__}.<locals>.Wrong", "W") == text
+
+
+@pytest.mark.parametrize("batch", [100, Batch])
+def test_batch_is_given_as_a_batch(batch: Any) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        handles("a", batch=batch)
+    assert str(caught.value) == (
+        f"@handles: batch is {batch!r}; give a Batch: @handles(batch=Batch(size=100))"
     )
 
 

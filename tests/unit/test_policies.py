@@ -1,4 +1,4 @@
-"""Mailbox, RetryPolicy and CircuitBreaker check their values."""
+"""Mailbox, Batch, RetryPolicy and CircuitBreaker check their values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.actors.errors import DeclarationError
-from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
+from understudy.actors.policies import Batch, CircuitBreaker, Mailbox, RetryPolicy
 
 HALF: Any = 1.5
 
@@ -23,6 +23,11 @@ HALF: Any = 1.5
         (lambda: Mailbox(capacity=0), "Mailbox: capacity is 0; give an integer of 1 or more"),
         (lambda: Mailbox(capacity=True), "Mailbox: capacity is True; give an integer of 1 or more"),
         (lambda: Mailbox(max_bytes=HALF), "Mailbox: max_bytes is 1.5; give an integer of 1 or more"),
+        (lambda: Batch(size=0), "Batch: size is 0; give an integer of 1 or more"),
+        (
+            lambda: Batch(size=1, timeout_seconds=-1),
+            "Batch: timeout_seconds is -1; give a finite number of seconds of 0 or more",
+        ),
         (
             lambda: RetryPolicy(max_attempts=0),
             "RetryPolicy: max_attempts is 0; give an integer of 1 or more",
@@ -50,6 +55,7 @@ def test_a_wrong_value_is_named_with_what_is_right(make: Callable[[], object], t
 
 # Wrong on purpose, which type checkers would say too.
 AnyMailbox: Any = Mailbox
+AnyBatch: Any = Batch
 AnyRetryPolicy: Any = RetryPolicy
 AnyCircuitBreaker: Any = CircuitBreaker
 
@@ -62,6 +68,10 @@ AnyCircuitBreaker: Any = CircuitBreaker
         (
             lambda: AnyRetryPolicy(max_attempt=1),
             "RetryPolicy: unknown option 'max_attempt'; did you mean 'max_attempts'?",
+        ),
+        (
+            lambda: AnyBatch(),
+            "Batch: Missing required argument 'size'; give its options as size=, timeout_seconds=",
         ),
         (
             lambda: AnyCircuitBreaker("payments", failmax=1),
@@ -85,7 +95,13 @@ def test_a_misspelt_option_is_named_with_the_nearest(make: Callable[[], object],
 
 
 @pytest.mark.parametrize(
-    "policy", [Mailbox(capacity=8), RetryPolicy(max_attempts=2), CircuitBreaker("payments", fail_max=1)]
+    "policy",
+    [
+        Mailbox(capacity=8),
+        Batch(size=8),
+        RetryPolicy(max_attempts=2),
+        CircuitBreaker("payments", fail_max=1),
+    ],
 )
 def test_policies_stay_plain_values(policy: Any) -> None:
     """Copied, pickled, encoded and compared as any struct."""
@@ -93,6 +109,10 @@ def test_policies_stay_plain_values(policy: Any) -> None:
     assert msgspec.structs.replace(policy) == policy
     assert pickle.loads(pickle.dumps(policy)) == policy
     assert msgspec.msgpack.decode(encoded, type=type(policy)) == policy
+
+
+def test_a_batch_may_take_what_is_there_without_waiting() -> None:
+    assert (Batch(size=10).timeout_seconds, Batch(size=10, timeout_seconds=0).timeout_seconds) == (1.0, 0)
 
 
 def test_backoff_doubles_from_the_minimum_up_to_the_maximum() -> None:

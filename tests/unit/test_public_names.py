@@ -15,6 +15,8 @@ import understudy
 NAMES = {
     "Actor": "understudy.actors.actor",
     "App": "understudy.runtime.app",
+    "Batch": "understudy.actors.policies",
+    "BatchContext": "understudy.actors.context",
     "Child": "understudy.actors.supervision",
     "CircuitBreaker": "understudy.actors.policies",
     "CircuitOpen": "understudy.actors.errors",
