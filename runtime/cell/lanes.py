@@ -99,7 +99,7 @@ class Lanes:
         self._behind: dict[Hashable, deque[HeldDelivery] | None] = {}
         self._held: deque[HeldDelivery] = deque()
         self._mode = Mode.ALL
-        self._running = 0
+        self._running: set[HeldDelivery] = set()
         self._stopping = False
         self._halted = False
         self._sleepers: deque[asyncio.Future[None]] = deque()
@@ -145,6 +145,23 @@ class Lanes:
         """Begin nothing more until the cell is started anew; what is held stays held."""
         self._halted = True
 
+    def clear(self) -> set[HeldDelivery]:
+        """Forget what isn't handled right now, and return what is."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        self._ready.clear()
+        self._held.clear()
+        self._behind = {one.key: None for one in self._running if one.key is not None}
+        self._blocked.intersection_update(self._running)
+        self._blocked_keys.intersection_update(self._behind)
+        self._blocked_behind = 0
+        self._say_blocked()
+        if self._mode is not Mode.ALL:
+            self._mode = Mode.ALL
+            self._mode_changed(Mode.ALL, "")
+        return set(self._running)
+
     async def quiet(self) -> None:
         """Wait until nothing runs and nothing may begin; what waits for a time or a breaker doesn't count."""
         while self._running or (self._ready and self._mode is Mode.ALL and not self._halted):
@@ -169,15 +186,15 @@ class Lanes:
             delivery = self._take()
             if delivery is None:
                 burst = 0
-                if self._running == 0:
+                if not self._running:
                     self._quiet.set()
                 sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._sleepers.append(sleeper)
                 await sleeper
                 continue
-            self._running += 1
+            self._running.add(delivery)
             outcome = await self._handle(delivery, deadline)
-            self._running -= 1
+            self._running.discard(delivery)
             if outcome is SETTLED and self._mode is Mode.ALL:
                 self._done(delivery)
             else:

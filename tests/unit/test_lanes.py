@@ -280,6 +280,24 @@ async def test_a_delivery_that_comes_during_trials_is_handled() -> None:
     await handling.lanes.stop()
 
 
+async def test_clear_forgets_all_but_what_runs() -> None:
+    """Keys of what runs stay shut, and all others are open for what comes next."""
+    handling = Handling(lambda held: Again(60) if held.sequence == 3 else None, concurrency=2)
+    handling.add(delivery(1, "a"), delivery(2, "a"), delivery(3, "b"), delivery(4, "b"), delivery(5, "c"))
+    await handling.turn()
+    assert list(handling.running) == [1, 5]
+    assert {held.sequence for held in handling.lanes.clear()} == {1, 5}
+    handling.outcome = lambda _: SETTLED
+    handling.add(delivery(2, "a"), delivery(3, "b"))
+    handling.end(5)
+    await handling.turn()
+    assert handling.settled == [5, 3]
+    handling.end(1)
+    await handling.turn()
+    assert handling.settled == [5, 3, 1, 2]
+    await handling.lanes.stop()
+
+
 async def test_halt_begins_nothing_more() -> None:
     """What is held stays held until the cell is started anew."""
     handling = Handling(lambda _: None)
