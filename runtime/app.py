@@ -115,6 +115,7 @@ class App:
             capacity=options.mailbox.capacity,
             cells=options.replicas,
             actor=spec.name,
+            sole_owner=options.is_sole_owner,
         )
 
     def _supervisor(self, supervisor: Supervisor) -> SupervisorSpec:

@@ -24,7 +24,10 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """An actor's durable consumer; `capacity` is that of one of its `cells`."""
+    """An actor's durable consumer; `capacity` is that of one of its `cells`.
+
+    `sole_owner` says that one cell alone is active, over all nodes.
+    """
 
     durable: str
     stream: str
@@ -34,6 +37,7 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int
     cells: int
     actor: str
+    sole_owner: bool
 
 
 class CellSpec(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):

@@ -21,14 +21,15 @@ from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.fetch_ahead import FetchAhead
 from understudy.runtime.cell.lanes import Lanes, Mode
 from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.cell.ownership import SoleOwner
 from understudy.runtime.cell.pipeline import Pipeline
-from understudy.runtime.cell.recovery import recover_lost
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.cell.status import CellState, boottime
 from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.connection import Connection
+from understudy.runtime.jetstream.pinning import Pin, pinned_id, unpin
 from understudy.runtime.jetstream.publisher import PublishWindow
 from understudy.runtime.jetstream.settlement import Settlement
 from understudy.runtime.jetstream.subscription import PullSubscription
@@ -97,6 +98,8 @@ class Cell:
         self._client: Connection | None = None
         # Made when the connection stands and the actor has started, before any delivery.
         self._prepared = False
+        self._ownership: SoleOwner | None = None
+        self._pin: Pin | None = None
         self._settlement: Settlement
         self._subscription: PullSubscription
         self._pipeline: Pipeline
@@ -169,14 +172,6 @@ class Cell:
             raise BrokerError(
                 f"{missing} is gone from the server; start 'understudy run' anew, which makes it"
             )
-        # After a death the server may still count the dead cell's request.
-        first = self._start.generation == 1 and not self._start.predecessor_paths()
-        if self._options.is_sole_owner and first and consumer["num_waiting"] > 0:
-            _log.warning(
-                "another run already asks this consumer for events: an actor with key or ordered keeps its "
-                "order only if one run has it",
-                durable=spec.durable,
-            )
         self._file.bind(
             msgspec.structs.replace(
                 self._file.identity, stream_created=stream["created"], consumer_created=consumer["created"]
@@ -193,6 +188,7 @@ class Cell:
             identity=self._file.identity,
             allow_direct=bool(stream["config"].get("allow_direct")),
             consumer_sequence=consumer["delivered"]["consumer_seq"],
+            pinned=pinned_id(consumer) if self._options.is_sole_owner else None,
             mailbox=self._mailbox,
             ledger=self._ledger,
             status=self._status,
@@ -210,7 +206,7 @@ class Cell:
             self._settlement,
             self._deliver,
             self._fail,
-            self._before_first_pull,
+            self._make_pin(client, taken_over.pin_id) if self._options.is_sole_owner else None,
         )
         self._pipeline = Pipeline(
             actor=actor,
@@ -255,6 +251,13 @@ class Cell:
 
     async def _feed(self, taken_over: TakenOver) -> None:
         """Handle what was taken over, suspects first and alone, then what the stream has."""
+        keeping = asyncio.create_task(self._subscription.keep_pin(), name="understudy-keep-pin")
+        try:
+            await self._feed_all(taken_over)
+        finally:
+            keeping.cancel()
+
+    async def _feed_all(self, taken_over: TakenOver) -> None:
         for delivery in taken_over.suspects:
             self._pipeline.prepare(delivery)
             self._lanes.add(delivery)
@@ -288,6 +291,8 @@ class Cell:
                 await self._lanes.quiet()
         await self._lanes.stop()
         self._pipeline.close()
+        if self._pin is not None:
+            await self._hand_over(self._pin)
         held = sorted(self._mailbox, key=lambda delivery: delivery.sequence)
         if await self._settlement.nak_in_order([delivery.reply for delivery in held]):
             for delivery in held:
@@ -303,6 +308,18 @@ class Cell:
         self._file.remove()
         _log.info("drained", given_back=len(held))
         return ""
+
+    def _forget(self) -> set[HeldDelivery]:
+        # The lanes are made after this, and before anything could be forgotten.
+        return self._lanes.clear()
+
+    async def _hand_over(self, pin: Pin) -> None:
+        """Unpin ourselves, so that what is given back now goes to a standby."""
+        assert self._client is not None
+        try:
+            await unpin(self._client, self._start.spec.stream, self._start.spec.durable, pin.id)
+        except BrokerError as error:
+            _log.warning("not unpinned; a standby takes over when the pin has timed out", error=str(error))
 
     def _deliver(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
         tokens = reply.split(b".")
@@ -351,19 +368,19 @@ class Cell:
         if self._prepared:
             self._pipeline.report()
 
-    async def _before_first_pull(self) -> int:
-        if not self._options.is_sole_owner:
-            return 0
-        assert self._client is not None
-        spec = self._start.spec
-        return await recover_lost(
-            self._client,
-            spec.stream,
-            spec.durable,
+    def _make_pin(self, client: Connection, pin_id: str) -> Pin:
+        self._ownership = SoleOwner(
+            client=client,
+            file=self._file,
             mailbox=self._mailbox,
-            ledger=self._ledger,
             settlement=self._settlement,
+            forget=self._forget,
+            changed=self._show_state,
         )
+        self._pin = Pin(self._ownership, self._start.spec.ack_wait_seconds, pin_id)
+        if pin_id:
+            self._ownership.owned(pin_id)
+        return self._pin
 
     async def _beat(self) -> None:
         while True:
@@ -430,6 +447,8 @@ class Cell:
             self._status.state(CellState.HALTED, self._halted)
         elif self._watchdog.stalled:
             self._status.state(CellState.STALLED, self._watchdog.stalled)
+        elif self._ownership is not None and self._ownership.other:
+            self._status.state(CellState.STANDBY, "another cell is active")
         elif self._open_breaker:
             self._status.state(CellState.PAUSED, f"circuit breaker {self._open_breaker} is open")
         elif self._blocked:
@@ -439,6 +458,8 @@ class Cell:
             )
         else:
             self._status.state(CellState.UP)
+        if not self._prepared:
+            return
         if self._halted or self._resting or self._blocked:
             self._subscription.pause()
         else:
@@ -469,6 +490,7 @@ class Cell:
             or bool(self._halted or self._open_breaker or self._blocked)
             or self._client is None
             or not self._client.is_connected
+            or bool(self._ownership is not None and self._ownership.other)
             # What runs has a deadline, and what waits for its time a timer.
             or not (self._mailbox.is_empty() or self._lanes.is_stuck())
         )

@@ -21,7 +21,7 @@ from understudy.runtime.cell.status import Status, boottime
 from understudy.runtime.jetstream.connection import Connection, confirm
 from understudy.runtime.jetstream.direct import read_message
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject
-from understudy.runtime.stores.attempts import AttemptStore
+from understudy.runtime.stores.attempts import Attempts, AttemptStore
 
 _log = structlog.get_logger("understudy.takeover")
 
@@ -32,10 +32,12 @@ class TakenOver(msgspec.Struct, frozen=True):
     Args:
         suspects: what was being handled when the cell died, in stream order; crashes are counted.
         held: the rest, in stream order.
+        pin_id: under which a sole owner goes on, empty if it isn't the owner.
     """
 
     suspects: list[HeldDelivery]
     held: list[HeldDelivery]
+    pin_id: str = ""
 
 
 class Takeover:
@@ -46,6 +48,8 @@ class Takeover:
         identity: ours, with the creation times of stream and consumer.
         allow_direct: whether the stream answers direct gets.
         consumer_sequence: the last that the consumer has delivered.
+        pinned: of a sole owner's consumer, the pin id of its owner, empty if it has none; None for a consumer
+            that many may share.
         mailbox, ledger, status: what the cell holds and says.
         ack_wait_seconds: what is older than this is left to the server, which delivers it again.
     """
@@ -59,6 +63,7 @@ class Takeover:
         identity: Identity,
         allow_direct: bool,
         consumer_sequence: int,
+        pinned: str | None,
         mailbox: Mailbox,
         ledger: Ledger,
         status: Status,
@@ -70,6 +75,7 @@ class Takeover:
         self._identity = identity
         self._allow_direct = allow_direct
         self._consumer_sequence = consumer_sequence
+        self._pinned = pinned
         self._mailbox = mailbox
         self._ledger = ledger
         self._status = status
@@ -91,16 +97,9 @@ class Takeover:
         handling: set[int] = set()
         for file in files:
             # A death that no supervisor saw says nothing about what was being handled.
-            ours = crashed and file.identity.run_id == self._identity.run_id
-            for entry in file.entries:
-                if boottime() - entry.extended_at >= self._ack_wait_seconds:
-                    continue
-                if entry.state is SlotState.DONE:
-                    self._settlement.ack(self._reply(entry))
-                elif entry.sequence not in claimed:
-                    await self._claim_entry(entry, claimed)
-                    if ours and entry.state is SlotState.HANDLING:
-                        handling.add(entry.sequence)
+            if crashed and file.identity.run_id == self._identity.run_id:
+                handling.update(one.sequence for one in file.entries if one.state is SlotState.HANDLING)
+            await self._settle_or_claim(file, claimed, handling, reason)
         # The server must have the extensions before anything that takes time is done.
         await self._settlement.flush()
         await confirm(self._client)
@@ -112,19 +111,45 @@ class Takeover:
             delivery = claimed[sequence]
             if not await self._read_back(delivery):
                 continue
-            delivery.attempts = await self._attempts.read(sequence)
             if sequence in handling:
-                delivery.attempts = msgspec.structs.replace(
-                    delivery.attempts, crashes=delivery.attempts.crashes + 1, error=reason
-                )
-                await self._attempts.write(sequence, delivery.attempts)
+                delivery.attempts = await self._count_crash(sequence, reason)
                 suspects.append(delivery)
             else:
+                delivery.attempts = await self._attempts.read(sequence)
                 held.append(delivery)
         if suspects or held:
             _log.info("took over", suspects=len(suspects), held=len(held), reason=reason)
         self._status.count("taken_over", len(suspects) + len(held))
-        return TakenOver(suspects, held)
+        is_owner = any(self._is_owner(file) for file in files)
+        return TakenOver(suspects, held, self._pinned if is_owner and self._pinned else "")
+
+    def _is_owner(self, file: DeadCellFile) -> bool:
+        return self._pinned is None or (self._pinned != "" and self._pinned == file.identity.pin_id)
+
+    async def _settle_or_claim(
+        self, file: DeadCellFile, claimed: dict[int, HeldDelivery], handling: set[int], reason: str
+    ) -> None:
+        given_back: list[int] = []
+        for entry in file.entries:
+            if boottime() - entry.extended_at >= self._ack_wait_seconds:
+                continue
+            if entry.state is SlotState.DONE:
+                self._settlement.ack(self._reply(entry))
+            elif not self._is_owner(file):
+                given_back.append(entry.sequence)
+            elif entry.sequence not in claimed:
+                await self._claim_entry(entry, claimed)
+        # What a former owner held is left to the present one, who has it come again, or to the next one.
+        for sequence in handling.intersection(given_back):
+            await self._count_crash(sequence, reason)
+        if self._pinned == "":
+            await self._settlement.nak_in_order(self._reply_to(sequence, 1) for sequence in given_back)
+
+    async def _count_crash(self, sequence: int, reason: str) -> Attempts:
+        attempts = await self._attempts.read(sequence)
+        attempts = msgspec.structs.replace(attempts, crashes=attempts.crashes + 1, error=reason)
+        await self._attempts.write(sequence, attempts)
+        return attempts
 
     def _claim(self, paths: Sequence[Path]) -> list[DeadCellFile]:
         files = []
@@ -182,10 +207,13 @@ class Takeover:
         return True
 
     def _reply(self, entry: Entry) -> bytes:
+        return self._reply_to(entry.sequence, entry.delivery_count)
+
+    def _reply_to(self, sequence: int, delivery_count: int) -> bytes:
         return ack_subject(
             self._identity.stream,
             self._identity.durable,
-            delivery_count=entry.delivery_count,
-            sequence=entry.sequence,
+            delivery_count=delivery_count,
+            sequence=sequence,
             consumer_sequence=self._consumer_sequence,
         )

@@ -3,7 +3,10 @@
 Up to two pull requests are open at a time, each under an inbox of its own, so that every delivery and status
 frame says by its subscription which request it answers: what is outstanding, in messages and bytes, is known
 exactly. While one request is being filled, the other asks for what has been settled since.
-Protocol: NATS ADR-13, ADR-37.
+
+A sole owner's subscription is a candidate first: it asks for one message at a time, without an id, and is the
+owner from the delivery on that pins it. Then all that is unsettled comes again before anything newer.
+Protocol: NATS ADR-13, ADR-37, ADR-42.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import nats.errors
@@ -25,6 +28,7 @@ from nats.aio.subscription import Subscription
 from understudy.actors.errors import BrokerError
 from understudy.runtime.jetstream import api, headers
 from understudy.runtime.jetstream.fast_lane import FastClient, Receiver
+from understudy.runtime.jetstream.pinning import KEEP_REQUEST, Pin, pinned_id, read_pin
 from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subject
 
 # Short, because a drain waits until every request is filled or has expired. It also stands in for idle
@@ -33,6 +37,8 @@ EXPIRES_SECONDS = 1.0
 # A request that the server never answers was lost on the way: its expiry is long past.
 LOST_AFTER_SECONDS = 2.0
 RETRY_SECONDS = 0.25
+# So often a standby looks whether there is an owner.
+LOOK_SECONDS = 2.0
 REQUESTS = 2
 _EXPIRES_NANOSECONDS = round(EXPIRES_SECONDS * 1_000_000_000)
 _log = structlog.get_logger("understudy.subscription")
@@ -100,9 +106,7 @@ class PullSubscription:
         deliver: called in the event loop with each delivery's subject, reply subject, header block and body;
             may not block or raise.
         failed: called if the consumer is gone for good.
-        before_first_pull: run before the first request of each inbox, so at the start and after each
-            reconnect, when nothing is on its way to us. Returns how many redeliveries are to be fetched
-            first, and delivered sorted by stream sequence.
+        pin: a sole owner's; None for a consumer that many may share.
     """
 
     def __init__(
@@ -114,7 +118,7 @@ class PullSubscription:
         settlement: Settlement,
         deliver: Receiver,
         failed: Callable[[BrokerError], None],
-        before_first_pull: Callable[[], Awaitable[int]],
+        pin: Pin | None = None,
     ) -> None:
         self._client = client
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
@@ -124,7 +128,7 @@ class PullSubscription:
         self._settlement = settlement
         self._deliver = deliver
         self._failed = failed
-        self._before_first_pull = before_first_pull
+        self._pin = pin
         self._requests: list[_Request] = []
         self._epoch = 0
         self._unanswered = False
@@ -132,9 +136,10 @@ class PullSubscription:
         # A message is known to need more than so many bytes, and the server to take no larger batch.
         self._too_few_bytes = 0
         self._max_batch = 1 << 30
+        # Of an owner that was just pinned or has reconnected, until all that came again is there.
         self._gathered: list[tuple[bytes, bytes, bytes, bytes]] | None = None
-        self._gathering = 0
-        self._gathering_ends: asyncio.Future[None] | None = None
+        self._look_at = 0.0
+        self._asked_at = 0.0
         self._paused = False
         self._stopping = False
         self._changed = asyncio.Event()
@@ -190,7 +195,18 @@ class PullSubscription:
             await self._wait_for_change(remaining)
         if self._task is not None:
             self._task.cancel()
+        self._deliver_gathered()
         await self._close_inboxes()
+
+    async def keep_pin(self) -> None:
+        """Keep a sole owner's pin while there is no room to ask for more; never returns."""
+        while self._pin is not None:
+            await asyncio.sleep(self._pin.keep_seconds / 4)
+            quiet = time.monotonic() - self._asked_at
+            if self._pin.id and quiet >= self._pin.keep_seconds and self._client.is_connected:
+                self._asked_at = time.monotonic()
+                with contextlib.suppress(nats.errors.Error):
+                    await self._publish(KEEP_REQUEST, self._client.new_inbox())
 
     async def _refill_loop(self) -> None:
         epoch = -1
@@ -201,11 +217,15 @@ class PullSubscription:
                 if epoch != self._epoch and not self._stopping and self._client.is_connected:
                     epoch = self._epoch
                     await self._open_inboxes()
+                elif self._gathered is not None:
+                    # Pinned by the delivery that is in hand.
+                    await self._recover()
                 # Reconnected meanwhile: what was just asked and given back may be lost.
                 wait = await self._refill() if epoch == self._epoch else 0.0
             except (nats.errors.Error, BrokerError, TimeoutError) as error:
                 # Disconnected, most likely: begin again when the connection is back.
                 _log.debug("pull request not sent", durable=self._durable, error=str(error))
+                self._gathered = None
                 epoch = -1
                 wait = RETRY_SECONDS
             await self._wait_for_change(wait)
@@ -236,19 +256,37 @@ class PullSubscription:
             return 0.0
         if now < self._not_before:
             return self._not_before - now
+        if self._is_candidate():
+            return await self._stand_by(now)
         for request in self._requests:
             if request.outstanding == 0:
                 demand = self._demand()
                 if demand is None:
                     break
-                await self._ask(request, demand | {"expires": _EXPIRES_NANOSECONDS})
+                await self._ask(request, demand)
         return LOST_AFTER_SECONDS
+
+    def _is_candidate(self) -> bool:
+        return self._pin is not None and not self._pin.id
+
+    async def _stand_by(self, now: float) -> float:
+        """Ask for the one message that would make us the owner."""
+        if now >= self._look_at:
+            await self._look_for_owner()
+        if self._requests[0].outstanding == 0 and not self._paused and self._free() > 0:
+            await self._ask(self._requests[0], {"batch": 1})
+        return LOOK_SECONDS
 
     async def _ask(self, request: _Request, demand: dict[str, Any]) -> None:
         request.open(demand["batch"], demand.get("max_bytes", 0))
         # The server must see the acks first: their room is what is asked for.
         await self._settlement.flush()
-        await self._client.publish(self._next, json.dumps(demand).encode(), reply=request.reply)
+        self._asked_at = time.monotonic()
+        await self._publish(demand | {"expires": _EXPIRES_NANOSECONDS}, request.reply)
+
+    async def _publish(self, demand: dict[str, Any], reply: str) -> None:
+        demand = demand if self._pin is None else self._pin.request(demand)
+        await self._client.publish(self._next, json.dumps(demand).encode(), reply=reply)
 
     def _outstanding(self) -> int:
         return sum(request.outstanding for request in self._requests)
@@ -276,23 +314,27 @@ class PullSubscription:
         return {"batch": 1} if alone else None
 
     def _receiver(self, request: _Request) -> Receiver:
-        deliver = self._deliver
+        deliver, pin = self._deliver, self._pin
 
         def receive(subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
             if not reply:
                 self._on_status(request, subject, block)
-            elif self._gathered is not None:
-                self._gathered.append((subject, reply, block, body))
-                if len(self._gathered) >= self._gathering:
-                    self._end_gathering()
-            else:
-                request.reserved -= len(body)
-                request.outstanding -= 1
-                self._too_few_bytes = 0
-                if request.outstanding <= 0:
-                    request.end()
-                    self._changed.set()
-                deliver(subject, reply, block, body)
+                return
+            request.reserved -= len(body)
+            request.outstanding -= 1
+            self._too_few_bytes = 0
+            if request.outstanding <= 0:
+                request.end()
+                self._changed.set()
+            if pin is not None:
+                if not pin.id and (pin_id := read_pin(block)):
+                    pin.set(pin_id)
+                    self._gathered = []
+                block = pin.strip(block)
+                if self._gathered is not None:
+                    self._gathered.append((subject, reply, block, body))
+                    return
+            deliver(subject, reply, block, body)
 
         return receive
 
@@ -300,16 +342,17 @@ class PullSubscription:
         code, description = headers.status(block)
         if code == "100":
             return
-        if self._gathered is not None:
-            self._end_gathering()
-            return
         if subject != request.reply.encode():
             return
         if description.startswith("Message Size Exceeds"):
             self._too_few_bytes = max(self._too_few_bytes, request.reserved)
         request.end()
         self._changed.set()
-        if description == "Consumer Deleted":
+        if code == "423" and self._pin is not None:
+            # Unpinned, by time or by hand: look who has it now.
+            self._pin.set("")
+            self._epoch += 1
+        elif description == "Consumer Deleted":
             self._gone()
         elif description == "Consumer is push based" or code == "400":
             self._fail(f"consumer {self._durable} can't be pulled from: {description}")
@@ -335,13 +378,71 @@ class PullSubscription:
 
     async def _open_inboxes(self) -> None:
         await self._close_inboxes()
-        redeliveries = await self._before_first_pull()
+        if self._pin is not None:
+            await self._look_for_owner()
         self._requests = [_Request(self._client.new_inbox()) for _ in range(REQUESTS)]
         for request in self._requests:
             await self._subscribe(request)
         self._not_before = 0.0
-        if redeliveries > 0:
-            await self._gather(self._requests[0], redeliveries)
+        if self._pin is not None and self._pin.id:
+            self._gathered = []
+            await self._recover()
+
+    async def _look_for_owner(self) -> None:
+        """Find out whether the consumer is ours, another's or nobody's."""
+        pin = self._pin
+        assert pin is not None
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        info = await api.consumer_info(self._client, self._stream, self._durable)
+        if info is None:
+            self._gone()
+            return
+        other = pinned_id(info)
+        if pin.id and other == pin.id:
+            return
+        if self._gathered is None:
+            pin.set("")
+            # The owner has given back what it didn't hold, and that is what we hold.
+            await pin.ownership.lost(give_back=not other)
+            pin.ownership.standing_by(other)
+
+    async def _recover(self) -> None:
+        """Have all that is unsettled and not held come again, and deliver it in stream order.
+
+        The server puts what is given back behind what already waits for redelivery, and turns it round while
+        it looks for the owner among others' requests, so its order is not the stream's.
+        """
+        assert self._pin is not None
+        assert self._gathered is not None
+        epoch, gathered = self._epoch, self._gathered
+        in_hand = {_sequence(frame) for frame in gathered}
+        wanted = len(in_hand)
+        if not self._stopping:
+            self._pin.ownership.owned(self._pin.id)
+            wanted += await self._pin.ownership.recover(in_hand)
+        # As many as there are: the server won't serve a request at once (no_wait) while others wait.
+        while (missing := wanted - len(gathered)) > 0:
+            await self._ask(self._requests[0], {"batch": min(missing, self._max_batch)})
+            await self._answered(self._requests[0])
+            if epoch != self._epoch:
+                # Unpinned or disconnected meanwhile: the owner has all of it come again.
+                self._gathered = None
+                return
+            if wanted - len(gathered) == missing:
+                _log.warning("redeliveries did not come", durable=self._durable, messages=missing)
+                break
+        self._deliver_gathered()
+
+    def _deliver_gathered(self) -> None:
+        gathered, self._gathered = self._gathered or [], None
+        for frame in sorted(gathered, key=_sequence):
+            self._deliver(*frame)
+
+    async def _answered(self, request: _Request) -> None:
+        epoch = self._epoch
+        while request.outstanding > 0 and epoch == self._epoch and time.monotonic() < request.lost_at:
+            await self._wait_for_change(LOST_AFTER_SECONDS)
+            self._changed.clear()
 
     async def _subscribe(self, request: _Request) -> None:
         receive = self._receiver(request)
@@ -364,31 +465,6 @@ class PullSubscription:
         if isinstance(self._client, FastClient):
             self._client.receive(request.subscription, receive)
 
-    async def _gather(self, request: _Request, redeliveries: int) -> None:
-        """Fetch what the server is to deliver again, and deliver it in stream order.
-
-        The server puts what is given back behind what already waits for redelivery, so after two deaths in
-        a row its order is not the stream's.
-        """
-        self._gathered = []
-        self._gathering = redeliveries
-        self._gathering_ends = asyncio.get_running_loop().create_future()
-        demand = json.dumps({"batch": redeliveries, "no_wait": True}).encode()
-        try:
-            await self._client.publish(self._next, demand, reply=request.reply)
-            async with asyncio.timeout(LOST_AFTER_SECONDS):
-                await self._gathering_ends
-        except TimeoutError:
-            _log.warning("redeliveries did not come", durable=self._durable, messages=redeliveries)
-        finally:
-            gathered, self._gathered = self._gathered, None
-        for delivery in sorted(gathered, key=lambda delivery: parse_ack_subject(delivery[1])[1]):
-            self._deliver(*delivery)
-
-    def _end_gathering(self) -> None:
-        if self._gathering_ends is not None and not self._gathering_ends.done():
-            self._gathering_ends.set_result(None)
-
     async def _close_inboxes(self) -> None:
         requests, self._requests = self._requests, []
         for request in requests:
@@ -400,3 +476,7 @@ class PullSubscription:
                 await request.subscription.unsubscribe()
             except nats.errors.Error as error:
                 _log.debug("inbox not closed", durable=self._durable, error=str(error))
+
+
+def _sequence(frame: tuple[bytes, bytes, bytes, bytes]) -> int:
+    return parse_ack_subject(frame[1])[1]

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 
 from understudy.actors.errors import TopologyError
 from understudy.actors.subjects import covers
-from understudy.runtime.jetstream import api
+from understudy.runtime.jetstream import api, pinning
 from understudy.runtime.specs import AppSpec, ConsumerSpec, StreamSpec
 
 NANOSECONDS = 1_000_000_000
@@ -20,7 +20,9 @@ ATTEMPTS_TTL_SECONDS = 7 * 24 * 3600
 # this only bounds how many failures may wait for their turn.
 DELAYED_NAKS = 100_000
 
-_DURATIONS = ("ack_wait", "max_age", "duplicate_window")
+# What a consumer is changed to without being asked: nothing that is stored depends on it.
+_FREELY_CHANGED = ("max_ack_pending", "priority_policy", "priority_groups", "priority_timeout")
+_DURATIONS = ("priority_timeout", "ack_wait", "max_age", "duplicate_window")
 
 Kind = Literal["create", "update", "conflict"]
 
@@ -185,6 +187,8 @@ async def _plan_consumer(client: Client, plan: _Plan, consumer: ConsumerSpec) ->
         plan.create(resource, subject, {"stream_name": consumer.stream, "config": wanted, "action": "create"})
         return
     have = info["config"] | {"filter_subjects": _filters(info["config"])}
+    if "priority_policy" in have and not consumer.sole_owner:
+        wanted |= {"priority_policy": "none", "priority_groups": [], "priority_timeout": 0}
     changes = _differences(resource, wanted, have, fixed=("ack_policy", "deliver_policy"))
     config = {key: value for key, value in (have | wanted).items() if key != "filter_subject"}
     # A new handler widens the filters by itself; narrowing them drops events, so that takes a request.
@@ -195,8 +199,7 @@ async def _plan_consumer(client: Client, plan: _Plan, consumer: ConsumerSpec) ->
         changes,
         subject,
         {"stream_name": consumer.stream, "config": config, "action": "update"},
-        # How many failures may wait follows from the mailbox, and changes nothing that is stored.
-        allowed=("filter_subjects", "max_ack_pending") if widens else ("max_ack_pending",),
+        allowed=("filter_subjects", *_FREELY_CHANGED) if widens else _FREELY_CHANGED,
     )
 
 
@@ -263,6 +266,7 @@ def _consumer_config(consumer: ConsumerSpec) -> dict[str, Any]:
         "max_deliver": -1,
         "max_ack_pending": DELAYED_NAKS + consumer.capacity * consumer.cells,
         "filter_subjects": list(consumer.filters),
+        **(pinning.consumer_config(consumer.ack_wait_seconds) if consumer.sole_owner else {}),
     }
 
 

@@ -134,11 +134,7 @@ class Pulling:
             self.settlement,
             room.deliver,
             self.failures.append,
-            self._nothing_to_recover,
         )
-
-    async def _nothing_to_recover(self) -> int:
-        return 0
 
     async def settle(self, count: int) -> list[int]:
         """Ack the oldest in the room, and return their sequences."""

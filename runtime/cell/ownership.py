@@ -1,0 +1,139 @@
+"""A sole owner: of all cells of an actor that keeps an order, over all nodes, the one that is active.
+
+Who owns the consumer the server says (`runtime.jetstream.pinning`). The new owner has everything that is
+unsettled come again at once, before anything newer: what was on its way to a dead process or connection is in
+no mailbox, and by itself the server would deliver it after `ack_wait`, behind newer events of its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from understudy.actors.errors import BrokerError
+from understudy.runtime.cell.cellfile import CellFile
+from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.jetstream import api
+from understudy.runtime.jetstream.connection import Connection
+from understudy.runtime.jetstream.settlement import Settlement, ack_subject
+
+_log = structlog.get_logger("understudy.ownership")
+
+
+class SoleOwner:
+    """What a cell does when it becomes the owner, or is it no more.
+
+    Args:
+        client: a connection.
+        file: the cell's, whose header says under which pin it works.
+        mailbox: what is held.
+        settlement: writes the acks and naks.
+        forget: has the lanes forget what they haven't begun; returns what they have.
+        changed: called when `other` has changed.
+
+    Attributes:
+        other: the pin id of the cell that is active; empty if that is this one, or none.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: Connection,
+        file: CellFile,
+        mailbox: Mailbox,
+        settlement: Settlement,
+        forget: Callable[[], set[HeldDelivery]],
+        changed: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._file = file
+        self._stream = file.identity.stream
+        self._durable = file.identity.durable
+        self._mailbox = mailbox
+        self._settlement = settlement
+        self._forget = forget
+        self._changed = changed
+        self.other = ""
+
+    def owned(self, pin_id: str) -> None:
+        """Hear that the consumer is ours from now on."""
+        if self._file.identity.pin_id != pin_id:
+            self._file.bind(msgspec.structs.replace(self._file.identity, pin_id=pin_id))
+            _log.info("owner", durable=self._durable)
+        self._set_other("")
+
+    def standing_by(self, other: str) -> None:
+        """Hear that another has it, by its pin id, or nobody."""
+        self._set_other(other)
+
+    async def lost(self, *, give_back: bool) -> None:
+        """Drop what isn't being handled, since it isn't ours any more.
+
+        Args:
+            give_back: whether nobody else has given it back.
+        """
+        if self._file.identity.pin_id:
+            self._file.bind(msgspec.structs.replace(self._file.identity, pin_id=""))
+            _log.warning("no longer the owner", durable=self._durable)
+        running = self._forget()
+        dropped = sorted(set(self._mailbox) - running, key=lambda delivery: delivery.sequence)
+        if give_back and not await self._settlement.nak_in_order([delivery.reply for delivery in dropped]):
+            _log.warning("deliveries not given back", deliveries=len(dropped))
+        for delivery in dropped:
+            self._mailbox.release(delivery)
+
+    async def recover(self, in_hand: set[int]) -> int:
+        """Give back, by stream sequence, all that is pending and neither held nor in hand nor done.
+
+        Args:
+            in_hand: the sequences of deliveries that are here and not in the mailbox yet.
+
+        Returns:
+            How many deliveries come again for it.
+
+        Raises:
+            BrokerError: the server didn't confirm it.
+        """
+        info = await self._info()
+        first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
+
+        def reply_to(sequence: int) -> bytes:
+            return ack_subject(
+                self._stream,
+                self._durable,
+                delivery_count=1,
+                sequence=sequence,
+                consumer_sequence=info["delivered"]["consumer_seq"],
+            )
+
+        done = {sequence for sequence in self._file.ledger.done_sequences() if first <= sequence <= last}
+        for sequence in done:
+            self._settlement.ack(reply_to(sequence))
+        # Which of them are pending only the server knows; it ignores a nak of what is acked. One old event
+        # that is retried in place holds up the ack floor, so there may be many, and no list is made of them.
+        lost = (
+            reply_to(sequence)
+            for sequence in range(first, last + 1)
+            if sequence not in done and sequence not in in_hand and self._mailbox.get(sequence) is None
+        )
+        if not await self._settlement.nak_in_order(lost):
+            raise BrokerError("lost deliveries could not be recovered")
+        pending = (await self._info())["num_ack_pending"]
+        ours = len(in_hand.union(delivery.sequence for delivery in self._mailbox))
+        # Never more than the ledger has slots for; the rest comes by ordinary requests.
+        return max(0, min(int(pending), 2 * self._mailbox.bound) - ours)
+
+    def _set_other(self, other: str) -> None:
+        if other != self.other:
+            self.other = other
+            self._changed()
+
+    async def _info(self) -> dict[str, Any]:
+        info = await api.consumer_info(self._client, self._stream, self._durable)
+        if info is None:
+            raise BrokerError(f"consumer {self._durable} is gone")
+        return info

@@ -1,0 +1,125 @@
+"""Pinned clients: of all who pull from a sole owner's consumer, the server serves one, and says which.
+
+JetStream's priority policy `pinned_client` (ADR-42). What it does was tried on nats-server 2.15.1: a pin is
+given with a delivery, to the first request without an id; every delivery to the owner carries the id; only
+the *arrival* of a request with it keeps it, not acks and not an open request; a restarted server has
+forgotten it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from nats.aio.client import Client
+
+from understudy.runtime.jetstream import api, headers
+
+GROUP = "owner"
+_HEADER = b"Nats-Pin-Id"
+# The server takes a pin away from who sends no request for so many times ack_wait. A cell that is killed for
+# hanging is replaced within one.
+TIMEOUT_ACK_WAITS = 2
+# Answered at once, and too short-lived to be given a message.
+KEEP_REQUEST: dict[str, Any] = {"batch": 1, "expires": 1}
+
+
+class Ownership(Protocol):
+    """What a cell does when it becomes its consumer's owner, or is it no more."""
+
+    def owned(self, pin_id: str) -> None:
+        """Hear that the consumer is ours from now on."""
+
+    def standing_by(self, other: str) -> None:
+        """Hear that another has it, by its pin id, or nobody; called again and again while we wait."""
+
+    async def lost(self, *, give_back: bool) -> None:
+        """Drop what isn't being handled, since it isn't ours any more.
+
+        Args:
+            give_back: whether nobody else has given it back.
+        """
+
+    async def recover(self, in_hand: set[int]) -> int:
+        """Give back all that is pending and neither held nor in hand, by stream sequence, confirmed.
+
+        Returns:
+            How many deliveries come again for it; they are fetched before anything newer, and sorted.
+        """
+
+
+class Pin:
+    """A sole owner's side of its pin.
+
+    Args:
+        ownership: hears of changes.
+        ack_wait_seconds: the consumer's.
+        pin_id: under which a predecessor was pinned; empty if there was none.
+    """
+
+    def __init__(self, ownership: Ownership, ack_wait_seconds: float, pin_id: str = "") -> None:
+        self.ownership = ownership
+        self.keep_seconds = TIMEOUT_ACK_WAITS * ack_wait_seconds / 3
+        self.set(pin_id)
+
+    def set(self, pin_id: str) -> None:
+        """Go on under another id, or with none."""
+        self.id = pin_id
+        # Appended to a message's own headers; most messages have no other.
+        self._tail = b"%b: %b\r\n\r\n" % (_HEADER, pin_id.encode())
+        self._alone = b"NATS/1.0\r\n" + self._tail
+
+    def request(self, demand: dict[str, Any]) -> dict[str, Any]:
+        """Return a pull request as this cell has to make it."""
+        return demand | {"group": GROUP} | ({"id": self.id} if self.id else {})
+
+    def strip(self, block: bytes) -> bytes:
+        """Return a delivery's headers as published, without the pin.
+
+        Args:
+            block: the delivery's header block.
+        """
+        if block == self._alone:
+            return b""
+        return block[: -len(self._tail)] + b"\r\n" if block.endswith(self._tail) else block
+
+
+def read_pin(block: bytes) -> str:
+    """Return the pin id that came with a delivery, empty without one."""
+    return headers.find(block, _HEADER) or ""
+
+
+def consumer_config(ack_wait_seconds: float) -> dict[str, Any]:
+    """Return what makes a consumer serve one cell at a time."""
+    return {
+        "priority_policy": "pinned_client",
+        "priority_groups": [GROUP],
+        "priority_timeout": round(TIMEOUT_ACK_WAITS * ack_wait_seconds * 1_000_000_000),
+    }
+
+
+def pinned_id(info: dict[str, Any]) -> str:
+    """Return the pin id of a consumer's owner, empty if nobody is pinned.
+
+    Args:
+        info: the server's description of the consumer.
+    """
+    for group in info.get("priority_groups") or ():
+        return str(group.get("pinned_client_id", ""))
+    return ""
+
+
+async def unpin(client: Client, stream: str, durable: str, pin_id: str) -> bool:
+    """Give a pin up, so that the server serves the next one at once.
+
+    Returns:
+        Whether it was still ours. (The server can't compare and unpin in one; an owner that is unpinned by
+        mistake is pinned again, or has handed over.)
+
+    Raises:
+        BrokerError: the server refused or did not answer.
+    """
+    info = await api.consumer_info(client, stream, durable)
+    if not pin_id or info is None or pinned_id(info) != pin_id:
+        return False
+    await api.request(client, f"CONSUMER.UNPIN.{stream}.{durable}", {"group": GROUP})
+    return True
