@@ -20,13 +20,16 @@ import uvloop
 
 # Loaded before the fork, though used only below it: a cell then starts in milliseconds.
 import understudy.runtime.cell.host  # noqa: F401
+from understudy.actors.errors import BrokerError
 from understudy.config.connection import redact_url
 from understudy.config.settings import Settings
 from understudy.runtime.admin.port import check_port
 from understudy.runtime.broker.embedded import EmbeddedServer
+from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile
 from understudy.runtime.cell.messages import Stop
 from understudy.runtime.cell.start import RunSpec
 from understudy.runtime.jetstream import connection
+from understudy.runtime.jetstream.pinning import unpin
 from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.specs import AppSpec
 from understudy.runtime.supervision.child import describe_exit
@@ -205,6 +208,7 @@ class System:
             await self._keep_up(root, url)
             if not root.ended.is_set():
                 await self._drain(plane, address, root)
+            await self._release_pins(client)
             return await self._verdict(root)
         finally:
             await connection.close(client)
@@ -245,6 +249,19 @@ class System:
             async with asyncio.timeout(timeout + ROOT_MARGIN_SECONDS):
                 await plane.tell(address, Stop(timeout_seconds=timeout))
                 await root.ended.wait()
+
+    async def _release_pins(self, client: connection.Connection) -> None:
+        """Let other nodes have what cells owned that died and aren't started again; a drained one has done so."""
+        for path in self._directory.path.glob("*.cell") if client.is_connected else ():
+            try:
+                file = DeadCellFile.claim(path)
+                if file is not None:
+                    file.release()
+                    owned = file.identity
+                    if await unpin(client, owned.stream, owned.durable, owned.pin_id):
+                        _log.info("released", cell=owned.cell)
+            except (BrokerError, CellFileError) as error:
+                _log.warning("a pin is left to time out", file=path.name, error=str(error))
 
     async def _verdict(self, root: _Watched) -> int:
         """Return the exit status that the root's last word amounts to."""

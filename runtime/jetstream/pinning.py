@@ -118,8 +118,10 @@ async def unpin(client: Client, stream: str, durable: str, pin_id: str) -> bool:
     Raises:
         BrokerError: the server refused or did not answer.
     """
+    if not pin_id:
+        return False
     info = await api.consumer_info(client, stream, durable)
-    if not pin_id or info is None or pinned_id(info) != pin_id:
+    if info is None or pinned_id(info) != pin_id:
         return False
     await api.request(client, f"CONSUMER.UNPIN.{stream}.{durable}", {"group": GROUP})
     return True

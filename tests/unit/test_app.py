@@ -77,7 +77,7 @@ def test_an_app_becomes_plain_values() -> None:
             capacity=1024,
             cells=cells,
             actor=actor,
-            sole_owner=actor == "mailer",
+            sole_owner=actor == "shop",
         )
 
     ops = SupervisorSpec(
