@@ -251,7 +251,7 @@ class System:
                 await root.ended.wait()
 
     async def _release_pins(self, client: connection.Connection) -> None:
-        """Let other nodes have what cells owned that died and aren't started again; a drained one has done so."""
+        """Let other nodes have what a dead cell owned that isn't started again; a drained one has done so."""
         for path in self._directory.path.glob("*.cell") if client.is_connected else ():
             try:
                 file = DeadCellFile.claim(path)
