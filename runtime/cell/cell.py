@@ -24,7 +24,7 @@ from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.ownership import SoleOwner
 from understudy.runtime.cell.pipeline import Pipeline
 from understudy.runtime.cell.start import CellStart
-from understudy.runtime.cell.status import CellState, boottime
+from understudy.runtime.cell.status import HEARTBEAT_SECONDS, CellState, boottime
 from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
 from understudy.runtime.jetstream import api, connection
@@ -36,7 +36,6 @@ from understudy.runtime.jetstream.subscription import PullSubscription
 from understudy.runtime.jetstream.topology import attempts_bucket
 from understudy.runtime.stores.attempts import AttemptStore
 
-HEARTBEAT_SECONDS = 0.25
 # How long a drain goes on handling what is held before it gives the rest back.
 DRAIN_SECONDS = 1.0
 _log = structlog.get_logger("understudy.cell")
@@ -206,7 +205,7 @@ class Cell:
             self._settlement,
             self._deliver,
             self._fail,
-            self._make_pin(client, taken_over.pin_id) if self._options.is_sole_owner else None,
+            self._make_pin(client, taken_over) if self._options.is_sole_owner else None,
         )
         self._pipeline = Pipeline(
             actor=actor,
@@ -368,7 +367,7 @@ class Cell:
         if self._prepared:
             self._pipeline.report()
 
-    def _make_pin(self, client: Connection, pin_id: str) -> Pin:
+    def _make_pin(self, client: Connection, taken_over: TakenOver) -> Pin:
         self._ownership = SoleOwner(
             client=client,
             file=self._file,
@@ -376,10 +375,11 @@ class Cell:
             settlement=self._settlement,
             forget=self._forget,
             changed=self._show_state,
+            candidate_died_at=taken_over.candidate_died_at,
         )
-        self._pin = Pin(self._ownership, self._start.spec.ack_wait_seconds, pin_id)
-        if pin_id:
-            self._ownership.owned(pin_id)
+        self._pin = Pin(self._ownership, self._start.spec.ack_wait_seconds, taken_over.pin_id)
+        if taken_over.pin_id:
+            self._ownership.owned(taken_over.pin_id)
         return self._pin
 
     async def _beat(self) -> None:

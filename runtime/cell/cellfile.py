@@ -24,7 +24,15 @@ import msgspec
 
 from understudy.actors.errors import UnderstudyError
 from understudy.runtime.cell.ledger import LEDGER_OFFSET, SLOT_SIZE, Entry, Ledger, read_entries
-from understudy.runtime.cell.status import MAGIC, PAGE, STATUS_LENGTH, STATUS_OFFSET, CellState, Status
+from understudy.runtime.cell.status import (
+    MAGIC,
+    PAGE,
+    STATUS_LENGTH,
+    STATUS_OFFSET,
+    CellState,
+    Status,
+    read_heartbeat,
+)
 
 VERSION = 1
 IDENTITY_OFFSET = 64
@@ -152,12 +160,20 @@ class CellFile:
 
 
 class DeadCellFile:
-    """A dead cell's file in the hands of who takes over: locked, so that nobody else does."""
+    """A dead cell's file in the hands of who takes over: locked, so that nobody else does.
 
-    def __init__(self, path: Path, descriptor: int, identity: Identity, entries: list[Entry]) -> None:
+    Attributes:
+        path, identity, entries: where it is, whose it was, and what its ledger says.
+        died_at: its last heartbeat, in seconds of CLOCK_BOOTTIME.
+    """
+
+    def __init__(
+        self, path: Path, descriptor: int, identity: Identity, entries: list[Entry], died_at: float
+    ) -> None:
         self.path = path
         self.identity = identity
         self.entries = entries
+        self.died_at = died_at
         self._descriptor = descriptor
 
     @classmethod
@@ -180,11 +196,12 @@ class DeadCellFile:
             os.close(descriptor)
             return None
         try:
-            identity, entries = _parse(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+            data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+            identity, entries = _parse(data)
         except CellFileError:
             os.close(descriptor)
             raise
-        return cls(path, descriptor, identity, entries)
+        return cls(path, descriptor, identity, entries, read_heartbeat(data))
 
     def release(self) -> None:
         """Let go of the file and leave it for who takes over."""

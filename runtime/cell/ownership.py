@@ -17,9 +17,11 @@ from understudy.actors.errors import BrokerError
 from understudy.runtime.cell.cellfile import CellFile
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.cell.status import HEARTBEAT_SECONDS, boottime
 from understudy.runtime.jetstream import api
 from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject
+from understudy.runtime.jetstream.subscription import EXPIRES_SECONDS
 
 _log = structlog.get_logger("understudy.ownership")
 
@@ -34,6 +36,8 @@ class SoleOwner:
         settlement: writes the acks and naks.
         forget: has the lanes forget what they haven't begun; returns what they have.
         changed: called when `other` has changed.
+        candidate_died_at: when a cell before this one died as a candidate, in seconds of CLOCK_BOOTTIME; 0 if
+            none did.
 
     Attributes:
         other: the pin id of the cell that is active; empty if that is this one, or none.
@@ -48,6 +52,7 @@ class SoleOwner:
         settlement: Settlement,
         forget: Callable[[], set[HeldDelivery]],
         changed: Callable[[], None],
+        candidate_died_at: float,
     ) -> None:
         self._client = client
         self._file = file
@@ -57,6 +62,7 @@ class SoleOwner:
         self._settlement = settlement
         self._forget = forget
         self._changed = changed
+        self._candidate_died_at = candidate_died_at
         self.other = ""
 
     def owned(self, pin_id: str) -> None:
@@ -69,6 +75,15 @@ class SoleOwner:
     def standing_by(self, other: str) -> None:
         """Hear that another has it, by its pin id, or nobody."""
         self._set_other(other)
+
+    def was_born(self, seconds_ago: float) -> bool:
+        """Return whether a pin of that age went to a request of a cell before this one, which is dead.
+
+        If it went to a living cell at the same moment, unpinning it costs one more handover and no order.
+        """
+        after_death = boottime() - seconds_ago - self._candidate_died_at
+        # The heartbeat by which the death is dated may be a little older, and its last request lived on.
+        return -HEARTBEAT_SECONDS <= after_death <= EXPIRES_SECONDS + 2 * HEARTBEAT_SECONDS
 
     async def lost(self, *, give_back: bool) -> None:
         """Drop what isn't being handled, since it isn't ours any more.
@@ -86,8 +101,16 @@ class SoleOwner:
         for delivery in dropped:
             self._mailbox.release(delivery)
 
+    async def give_back(self) -> None:
+        """Give back all that is pending and not held, so that it pins someone.
+
+        Raises:
+            BrokerError: the server didn't confirm it.
+        """
+        await self._give_back(set())
+
     async def recover(self, in_hand: set[int]) -> int:
-        """Give back, by stream sequence, all that is pending and neither held nor in hand nor done.
+        """Give back all that is pending and neither held nor in hand.
 
         Args:
             in_hand: the sequences of deliveries that are here and not in the mailbox yet.
@@ -98,6 +121,14 @@ class SoleOwner:
         Raises:
             BrokerError: the server didn't confirm it.
         """
+        await self._give_back(in_hand)
+        pending = (await self._info())["num_ack_pending"]
+        ours = len(in_hand.union(delivery.sequence for delivery in self._mailbox))
+        # Never more than the ledger has slots for; the rest comes by ordinary requests.
+        return max(0, min(int(pending), 2 * self._mailbox.bound) - ours)
+
+    async def _give_back(self, in_hand: set[int]) -> None:
+        """Nak by stream sequence, confirmed, and ack again what is done."""
         info = await self._info()
         first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
 
@@ -122,10 +153,6 @@ class SoleOwner:
         )
         if not await self._settlement.nak_in_order(lost):
             raise BrokerError("lost deliveries could not be recovered")
-        pending = (await self._info())["num_ack_pending"]
-        ours = len(in_hand.union(delivery.sequence for delivery in self._mailbox))
-        # Never more than the ledger has slots for; the rest comes by ordinary requests.
-        return max(0, min(int(pending), 2 * self._mailbox.bound) - ours)
 
     def _set_other(self, other: str) -> None:
         if other != self.other:

@@ -13,6 +13,7 @@ import msgspec
 MAGIC = b"USTDYCEL"
 PAGE = 4096
 STATUS_OFFSET = PAGE
+HEARTBEAT_SECONDS = 0.25
 STATUS_LENGTH = 2 * PAGE
 _REASON_OFFSET = STATUS_OFFSET + PAGE
 
@@ -121,6 +122,16 @@ class Status:
         self._words[_INDEX["state"]] = state
 
 
+def read_heartbeat(data: bytes) -> float:
+    """Return when the owner last ran, in seconds of CLOCK_BOOTTIME.
+
+    Args:
+        data: a cell file, up to the end of its status area at least.
+    """
+    (heartbeat,) = struct.unpack_from("<d", data, STATUS_OFFSET)
+    return float(heartbeat)
+
+
 def read_status(path: Path) -> CellStatus | None:
     """Return a cell's status area, whether its owner lives or not.
 
@@ -135,14 +146,13 @@ def read_status(path: Path) -> CellStatus | None:
     if len(data) < STATUS_OFFSET + STATUS_LENGTH or not data.startswith(MAGIC):
         return None
     words = memoryview(data)[STATUS_OFFSET:_REASON_OFFSET].cast("Q")
-    (heartbeat,) = struct.unpack_from("<d", data, STATUS_OFFSET)
     (reason_length,) = struct.unpack_from("<H", data, _REASON_OFFSET)
     reason = data[_REASON_OFFSET + 2 : _REASON_OFFSET + 2 + reason_length].decode(errors="replace")
     return CellStatus(
         pid=words[_INDEX["pid"]],
         state=_STATE_NAMES.get(words[_INDEX["state"]], "starting"),
         reason=reason,
-        heartbeat=heartbeat,
+        heartbeat=read_heartbeat(data),
         connected=bool(words[_INDEX["connected"]]),
         held=words[_INDEX["held"]],
         capacity=words[_INDEX["capacity"]],

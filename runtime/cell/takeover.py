@@ -33,11 +33,14 @@ class TakenOver(msgspec.Struct, frozen=True):
         suspects: what was being handled when the cell died, in stream order; crashes are counted.
         held: the rest, in stream order.
         pin_id: under which a sole owner goes on, empty if it isn't the owner.
+        candidate_died_at: when a cell died that might have become the owner, in seconds of CLOCK_BOOTTIME; 0
+            if none did.
     """
 
     suspects: list[HeldDelivery]
     held: list[HeldDelivery]
     pin_id: str = ""
+    candidate_died_at: float = 0.0
 
 
 class Takeover:
@@ -121,7 +124,12 @@ class Takeover:
             _log.info("took over", suspects=len(suspects), held=len(held), reason=reason)
         self._status.count("taken_over", len(suspects) + len(held))
         is_owner = any(self._is_owner(file) for file in files)
-        return TakenOver(suspects, held, self._pinned if is_owner and self._pinned else "")
+        return TakenOver(
+            suspects,
+            held,
+            pin_id=self._pinned if is_owner and self._pinned else "",
+            candidate_died_at=max((file.died_at for file in files if not file.identity.pin_id), default=0.0),
+        )
 
     def _is_owner(self, file: DeadCellFile) -> bool:
         return self._pinned is None or (self._pinned != "" and self._pinned == file.identity.pin_id)

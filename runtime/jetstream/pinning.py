@@ -8,6 +8,7 @@ forgotten it.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from nats.aio.client import Client
@@ -31,6 +32,15 @@ class Ownership(Protocol):
 
     def standing_by(self, other: str) -> None:
         """Hear that another has it, by its pin id, or nobody; called again and again while we wait."""
+
+    def was_born(self, seconds_ago: float) -> bool:
+        """Return whether a pin of that age went to a cell of ours that is dead.
+
+        The server gives a pin to the first request that waits, and doesn't know whose process has died.
+        """
+
+    async def give_back(self) -> None:
+        """Give back all that is pending and not held, so that it pins someone."""
 
     async def lost(self, *, give_back: bool) -> None:
         """Drop what isn't being handled, since it isn't ours any more.
@@ -103,9 +113,26 @@ def pinned_id(info: dict[str, Any]) -> str:
     Args:
         info: the server's description of the consumer.
     """
-    for group in info.get("priority_groups") or ():
-        return str(group.get("pinned_client_id", ""))
-    return ""
+    return str(_group(info).get("pinned_client_id", ""))
+
+
+def pin_age_seconds(info: dict[str, Any]) -> float:
+    """Return how long ago the owner was pinned, by the server's own clock."""
+    now, then = (_moment(text) for text in (info["ts"], _group(info)["pinned_ts"]))
+    return (now - then).total_seconds()
+
+
+def _group(info: dict[str, Any]) -> dict[str, Any]:
+    groups = info.get("priority_groups") or [{}]
+    group: dict[str, Any] = groups[0]
+    return group
+
+
+def _moment(text: str) -> datetime:
+    # RFC 3339 with nine decimals, of which datetime takes six, in UTC or with an offset.
+    seconds, _, rest = text.partition(".")
+    digits = rest.rstrip("Z")[:6] if rest else "0"
+    return datetime.fromisoformat(f"{seconds}.{digits:0<6}").replace(tzinfo=UTC)
 
 
 async def unpin(client: Client, stream: str, durable: str, pin_id: str) -> bool:

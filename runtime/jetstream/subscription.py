@@ -28,7 +28,14 @@ from nats.aio.subscription import Subscription
 from understudy.actors.errors import BrokerError
 from understudy.runtime.jetstream import api, headers
 from understudy.runtime.jetstream.fast_lane import FastClient, Receiver
-from understudy.runtime.jetstream.pinning import KEEP_REQUEST, Pin, pinned_id, read_pin
+from understudy.runtime.jetstream.pinning import (
+    KEEP_REQUEST,
+    Pin,
+    pin_age_seconds,
+    pinned_id,
+    read_pin,
+    unpin,
+)
 from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subject
 
 # Short, because a drain waits until every request is filled or has expired. It also stands in for idle
@@ -275,7 +282,7 @@ class PullSubscription:
             await self._look_for_owner()
         if self._requests[0].outstanding == 0 and not self._paused and self._free() > 0:
             await self._ask(self._requests[0], {"batch": 1})
-        return LOOK_SECONDS
+        return self._look_at - now
 
     async def _ask(self, request: _Request, demand: dict[str, Any]) -> None:
         request.open(demand["batch"], demand.get("max_bytes", 0))
@@ -392,7 +399,7 @@ class PullSubscription:
         """Find out whether the consumer is ours, another's or nobody's."""
         pin = self._pin
         assert pin is not None
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._look_at = time.monotonic() + (RETRY_SECONDS if pin.ownership.was_born(0.0) else LOOK_SECONDS)
         info = await api.consumer_info(self._client, self._stream, self._durable)
         if info is None:
             self._gone()
@@ -400,6 +407,11 @@ class PullSubscription:
         other = pinned_id(info)
         if pin.id and other == pin.id:
             return
+        if other and pin.ownership.was_born(pin_age_seconds(info)):
+            _log.info("unpinning a dead cell", durable=self._durable)
+            await unpin(self._client, self._stream, self._durable, other)
+            await pin.ownership.give_back()
+            other = ""
         if self._gathered is None:
             pin.set("")
             # The owner has given back what it didn't hold, and that is what we hold.
