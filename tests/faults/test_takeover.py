@@ -68,10 +68,12 @@ def test_a_killed_cell_s_deliveries_are_taken_over_without_redelivery(
     nats_server: NatsServer, tmp_path: Path, keyed: str
 ) -> None:
     """The replacement handles what was held within a second, and the server redelivers none of it."""
-    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.05", RECORD_KEYED=keyed) as run:
-        note(nats_server.url, range(200))
-        # Nothing is on its way to a full mailbox.
-        until(lambda: run.cell("recorder/0")["status"]["held"] == 64)
+    with running(
+        nats_server.url, tmp_path, RECORD_SECONDS="0.3" if keyed else "0.05", RECORD_KEYED=keyed
+    ) as run:
+        note(nats_server.url, range(64))
+        # Nothing is on its way when the mailbox has it all.
+        until(lambda: consumer(nats_server.url)["num_pending"] == 0)
         before = len(run.handled())
         killed = run.cell("recorder/0")["status"]["pid"]
         os.kill(killed, signal.SIGKILL)
@@ -79,10 +81,10 @@ def test_a_killed_cell_s_deliveries_are_taken_over_without_redelivery(
         until(lambda: any(int(line[0]) != killed for line in run.handled()))
         recovered = time.monotonic() - died
         assert recovered < 1.0
-        until(lambda: all_handled(run, 200))
-        assert before < 200
+        until(lambda: all_handled(run, 64))
+        assert before < 32
         # What was in a handler's hands may have been written down before the kill.
-        assert sum(run.numbers().values()) <= 200 + (16 if keyed else 1)
+        assert sum(run.numbers().values()) <= 64 + (16 if keyed else 1)
         cell = run.cell("recorder/0")
         assert cell["supervision"]["last_reason"] == "killed by SIGKILL"
         assert cell["status"]["counters"]["taken_over"] >= 30
@@ -135,7 +137,7 @@ def test_the_next_start_takes_over_what_a_killed_launcher_left(
     """Every process dies with the launcher, and the next run goes on with what was held."""
     with running(nats_server.url, tmp_path, RECORD_SECONDS="0.02") as run:
         note(nats_server.url, range(200))
-        until(lambda: run.cell("recorder/0")["status"]["held"] == 64)
+        until(lambda: run.cell("recorder/0")["status"]["held"] >= 48)
         assert run.process is not None
         run.process.kill()
         run.process.wait()
