@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,8 +18,10 @@ import nats
 
 from benchmarks.environment import describe_environment
 from benchmarks.harness import Scenario, Stage, run_rounds
+from benchmarks.progress import Progress
 from benchmarks.report import Report, ScenarioReport
 from benchmarks.scenarios import SCENARIOS
+from benchmarks.streams import delete_streams
 from understudy import UnderstudyError
 from understudy.actors.errors import ConfigurationError
 from understudy.runtime.broker.embedded import EmbeddedServer
@@ -28,15 +31,16 @@ USAGE = 2
 INTERRUPTED = 130
 
 EPILOG = """\
-scenarios:
+scenarios, and about how long each takes ({quick} if none is named):
 {scenarios}
 
 All contenders of a scenario run in turn, each in processes of its own against one nats-server that is started
-for this run, round after round; the table has medians and ratios of medians. Progress goes to stderr. The
-method and its caveats are in benchmarks/README.md.
+for this run, round after round; the table has medians, and ratios of medians. Progress goes to stderr. Who
+needs what isn't installed is left out, and named. The method and its caveats are in benchmarks/README.md.
 
 examples:
-  make bench                                        everything; about two minutes
+  make bench                                        what is quick; about six minutes
+  make bench ARGS='--scenario all'                  everything
   make bench ARGS='--scenario drain --rounds 9'     one scenario, more rounds
   python -m benchmarks --messages 20000 --rounds 1  a quick look, whose ratios mean little
   python -m benchmarks --json bench.json            every sample, for a program to read
@@ -44,6 +48,7 @@ examples:
 exit status: 0 all measured and every message accounted for; 1 a message lost or handled twice, or a process
 that ended or stalled; 2 wrong usage, or no nats-server; 130 interrupted
 """
+ALL = "all"
 
 
 def main() -> int:
@@ -77,42 +82,69 @@ async def _measure(options: argparse.Namespace, url: str, directory: Path) -> Re
     client = await nats.connect(url)
     try:
         environment = describe_environment(client, directory)
+        progress = Progress()
         reports = []
         for scenario in _chosen(options.scenario):
-            messages = max(1, round(options.messages * scenario.share))
-            stage = Stage(url=url, client=client, directory=directory, messages=messages)
-            series = await run_rounds(scenario, stage, options.rounds, _say)
+            stage = Stage(
+                url=url,
+                client=client,
+                directory=directory,
+                messages=math.ceil(options.messages * scenario.share),
+                seconds=options.seconds,
+                progress=progress,
+            )
+            measured = await run_rounds(scenario, stage, options.rounds)
             reports.append(
                 ScenarioReport(
-                    name=scenario.name, description=scenario.description, messages=messages, series=series
+                    name=scenario.name,
+                    description=scenario.description,
+                    measures=scenario.measures,
+                    goals=scenario.goals,
+                    messages=stage.messages,
+                    series=measured.series,
+                    left_out=measured.left_out,
                 )
             )
+            # Disks aren't endless.
+            await delete_streams(client)
         return Report(environment=environment, rounds=options.rounds, scenarios=reports)
     finally:
         await client.close()
 
 
 def _chosen(names: Sequence[str] | None) -> list[Scenario]:
-    return [scenario for scenario in SCENARIOS if not names or scenario.name in names]
+    if not names:
+        return [scenario for scenario in SCENARIOS if scenario.is_quick]
+    return [scenario for scenario in SCENARIOS if ALL in names or scenario.name in names]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    described = "\n".join(f"  {scenario.name:14}{scenario.description}" for scenario in SCENARIOS)
+    described = "\n".join(
+        f"  {scenario.name:14}{scenario.takes:>7}  {scenario.description}" for scenario in SCENARIOS
+    )
+    quick = ", ".join(scenario.name for scenario in SCENARIOS if scenario.is_quick)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure understudy beside what people write with nats-py alone.",
-        epilog=EPILOG.format(scenarios=described),
+        description="Measure understudy beside what people write without it.",
+        epilog=EPILOG.format(scenarios=described, quick=quick),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--scenario",
         action="append",
-        choices=[scenario.name for scenario in SCENARIOS],
-        help="measure only this one; may be given more than once",
+        choices=[ALL, *(scenario.name for scenario in SCENARIOS)],
+        metavar="NAME",
+        help=f"measure only this one, or {ALL}; may be given more than once",
     )
     parser.add_argument("--rounds", type=_positive, default=5, help="runs of each contender (default: 5)")
     parser.add_argument(
         "--messages", type=_positive, default=100_000, help="messages in one run (default: 100000)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        default=60,
+        help="how long a run takes that is measured by time: latency, memory (default: 60)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there, too")
     parser.add_argument(
@@ -139,12 +171,8 @@ def _positive(text: str) -> int:
     return number
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _complain(error: Exception, status: int) -> int:
-    _say(f"benchmarks: {error}")
+    Progress().say(f"benchmarks: {error}")
     return status
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
 from nats.aio.client import Client
 
-from benchmarks.readings import BODY_BYTES
+from benchmarks import nats_c
 
-PACKAGES = ("understudy", "nats-py", "msgspec", "uvloop")
+PACKAGES = ("understudy", "nats-py", "msgspec", "uvloop", "faststream")
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +22,6 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
         python, nats_server, packages, kernel: versions.
         cpu, cores, load: the processor, how many we may use, and the load average of a minute at the start.
         storage, sync: what the broker writes to, and when it has it on disk.
-        body_bytes: each message's.
     """
 
     python: str
@@ -34,7 +33,6 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     load: float
     storage: str
     sync: str
-    body_bytes: int
 
     def lines(self) -> list[str]:
         """The same for people."""
@@ -42,7 +40,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
         return [
             f"{packages}, Python {self.python}, nats-server {self.nats_server}",
             f"{self.cpu}, {self.cores} cores, load {self.load:.1f} at the start, Linux {self.kernel}",
-            f"bodies of {self.body_bytes} bytes; {self.storage}; {self.sync}",
+            f"{self.storage}; {self.sync}",
         ]
 
 
@@ -56,15 +54,26 @@ def describe_environment(client: Client, directory: Path) -> Environment:
     return Environment(
         python=platform.python_version(),
         nats_server=_server_version(client),
-        packages={name: version(name) for name in PACKAGES},
+        packages=_packages(),
         kernel=platform.release(),
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0)),
         load=os.getloadavg()[0],
         storage=f"file storage on {_filesystem(directory)}",
         sync="sync_interval is the server's default (2 min): a publish is confirmed before it is on disk",
-        body_bytes=BODY_BYTES,
     )
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if libnats := nats_c.library_version():
+        found["libnats"] = libnats
+    return found
 
 
 def _server_version(client: Client) -> str:

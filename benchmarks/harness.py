@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Protocol
 
 import msgspec
 from nats.aio.client import Client
+
+from benchmarks.progress import Progress
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,49 +19,95 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         url: the nats-server's.
         client: the harness's own connection.
-        directory: for logs.
+        directory: for logs, and what else a run leaves.
         messages: how many one run moves.
+        seconds: how long a run takes that is measured by time.
+        progress: told how far it is.
     """
 
     url: str
     client: Client
     directory: Path
     messages: int
+    seconds: float
+    progress: Progress
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run of one contender took.
+class Measure(msgspec.Struct, frozen=True, kw_only=True):
+    """One number that a run is measured by.
+
+    Args:
+        key: its name in samples, and so in the JSON.
+        heading: its column's heading, with its unit.
+        decimals: how many the table shows.
+    """
+
+    key: str
+    heading: str
+    decimals: int = 0
+
+    def format(self, value: float) -> str:
+        """The number as the table has it."""
+        return f"{value:,.{self.decimals}f}"
+
+
+RATE = Measure(key="rate", heading="msgs/s")
+CPU = Measure(key="cpu_microseconds", heading="CPU µs/msg", decimals=1)
+
+Sample = Mapping[str, float]
+
+
+def rate_sample(*, messages: int, seconds: float, cpu_seconds: float) -> Sample:
+    """Return what a run took that is measured by its rate.
 
     Args:
         messages: how many were moved between the first look at the clock and the last.
         seconds: between these looks.
-        cpu_seconds: what the measured process used meanwhile, user and system.
+        cpu_seconds: what the measured processes used meanwhile, user and system.
+    """
+    return {
+        RATE.key: messages / seconds,
+        CPU.key: cpu_seconds / messages * 1e6,
+        "messages": messages,
+        "seconds": seconds,
+    }
+
+
+class Goal(msgspec.Struct, frozen=True, kw_only=True):
+    """What a number, or the ratio of two contenders' medians, is meant to be.
+
+    Args:
+        measure: which number.
+        ours: whose.
+        other: by whose it is divided; empty if the number itself is meant.
+        at_least, at_most: the bound; one of them.
     """
 
-    messages: int
-    seconds: float
-    cpu_seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Messages per second."""
-        return self.messages / self.seconds
-
-    @property
-    def cpu_microseconds(self) -> float:
-        """CPU time per message."""
-        return self.cpu_seconds / self.messages * 1e6
+    measure: Measure
+    ours: str
+    other: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
 
 
-class Contender(Protocol):
-    """One way to do what a scenario is about."""
+class Contender(ABC):
+    """One way to do what a scenario is about.
 
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
+    Attributes:
+        name: what the table calls it.
+        times_a_round: how often each round measures it; more than once where a run is short.
+    """
 
+    name: str
+    times_a_round: int = 1
+
+    def missing(self, stage: Stage) -> str:  # noqa: ARG002
+        """Return what has to be installed before it can be measured; empty if nothing. Called once."""
+        return ""
+
+    @abstractmethod
     async def measure(self, stage: Stage) -> Sample:
-        """Do it once, in a process of its own, and check that every message is accounted for.
+        """Do it once, in processes of its own, and check that every message is accounted for.
 
         Raises:
             NotConserved: one isn't.
@@ -67,23 +115,36 @@ class Contender(Protocol):
         """
 
 
-class Scenario(Protocol):
-    """What is measured, by whom.
+class Scenario(ABC):
+    """What is measured, and by whom.
 
     Attributes:
         name: as `--scenario` takes it.
         description: one line for the table.
-        share: the part of `--messages` that one run moves, smaller where all contenders are slow.
+        takes: how long, about, with all defaults.
+        is_quick: whether it is part of a run that names no scenario.
+        share: the part of `--messages` that one run moves; 0 where it is measured otherwise.
+        measures: the numbers; the table shows the spread of the first, and divides by it.
+        goals: what they are meant to be.
     """
 
     name: str
     description: str
-    share: float
+    takes: str
+    is_quick: bool = False
+    share: float = 1.0
+    measures: Sequence[Measure] = (RATE, CPU)
+    goals: Sequence[Goal] = ()
 
-    @property
-    def contenders(self) -> Sequence[Contender]:
-        """Understudy first; its rate is divided by each other's."""
+    @abstractmethod
+    def contenders(self, messages: int) -> Sequence[Contender]:
+        """Return who is measured, understudy first.
 
+        Args:
+            messages: how many one run moves.
+        """
+
+    @abstractmethod
     async def prepare(self, stage: Stage) -> None:
         """Make what all rounds share; called once, before the first."""
 
@@ -94,36 +155,52 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     samples: list[Sample]
 
-    @property
-    def rate(self) -> float:
-        """The median rate."""
-        return median(sample.rate for sample in self.samples)
-
-    @property
-    def cpu_microseconds(self) -> float:
-        """The median CPU time per message."""
-        return median(sample.cpu_microseconds for sample in self.samples)
+    def median(self, measure: Measure) -> float:
+        """Return the median of one number."""
+        return median(sample[measure.key] for sample in self.samples)
 
 
-async def run_rounds(
-    scenario: Scenario, stage: Stage, rounds: int, say: Callable[[str], None]
-) -> list[Series]:
-    """Measure every contender once per round, and return their series in the scenario's order.
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scenario came to.
+
+    Args:
+        series: one per contender, in the scenario's order.
+        left_out: who wasn't measured, and what has to be installed for it.
+    """
+
+    series: list[Series]
+    left_out: dict[str, str]
+
+
+async def run_rounds(scenario: Scenario, stage: Stage, rounds: int) -> Measured:
+    """Measure every contender in every round.
 
     Args:
         scenario: what is measured.
         stage: where; its message count is the scenario's share already.
         rounds: how many.
-        say: told how far it is.
     """
+    contenders, left_out = [], {}
+    for contender in scenario.contenders(stage.messages):
+        if missing := contender.missing(stage):
+            stage.progress.say(f"{scenario.name}: {contender.name} is left out: {missing}")
+            left_out[contender.name] = missing
+        else:
+            contenders.append(contender)
     await scenario.prepare(stage)
-    samples: dict[str, list[Sample]] = {contender.name: [] for contender in scenario.contenders}
+    samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
     for number in range(1, rounds + 1):
-        for contender in scenario.contenders:
-            sample = await contender.measure(stage)
-            samples[contender.name].append(sample)
-            say(
-                f"{scenario.name} {number}/{rounds}  {contender.name}: "
-                f"{sample.rate:,.0f}/s, {sample.cpu_microseconds:.1f} µs CPU"
-            )
-    return [Series(name=name, samples=values) for name, values in samples.items()]
+        for contender in contenders:
+            for _ in range(contender.times_a_round):
+                where = f"{scenario.name} {number}/{rounds}  {contender.name}: "
+                stage.progress.begin(where)
+                sample = await contender.measure(stage)
+                samples[contender.name].append(sample)
+                values = [
+                    f"{measure.format(sample[measure.key])} {measure.heading}"
+                    for measure in scenario.measures
+                ]
+                stage.progress.say(where + ", ".join(values))
+    return Measured(
+        series=[Series(name=name, samples=values) for name, values in samples.items()], left_out=left_out
+    )

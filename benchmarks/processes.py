@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Self
 
 from benchmarks.errors import BenchmarkFailed
-from understudy.runtime.cli.demo_processes import start_process, stop_process
+from understudy.runtime.cli.demo_processes import stop_process
+from understudy.runtime.lifeline import die_with_us
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_SECONDS = 60.0
@@ -18,14 +20,13 @@ STOP_TIMEOUT_SECONDS = 30.0
 
 
 class Program:
-    """A Python module that runs as a process of its own, and dies with ours.
+    """A process of its own that dies with ours.
 
     Usable as a context manager, which kills it if it still runs at the end. Only the main thread may start
     one.
 
     Args:
-        module: as `python -m` takes it.
-        arguments: its command line.
+        command: its command line.
         log: where it says what went wrong.
         stdout: where its results go; a pipe unless given.
         environment: added to our own, from which all that configures understudy or NATS is taken away.
@@ -33,23 +34,36 @@ class Program:
 
     def __init__(
         self,
-        module: str,
-        *arguments: str,
+        *command: str,
         log: Path,
         stdout: int | IO[str] = subprocess.PIPE,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._module = module
+        self._command = command
         self._log = log
         with log.open("w", encoding="utf-8") as stderr:
-            self.process = start_process(
-                module,
-                *arguments,
+            self.process = subprocess.Popen(
+                command,
                 cwd=ROOT,
+                stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
+                text=True,
                 env=_clean_environment() | {"XDG_CONFIG_HOME": str(log.parent)} | dict(environment or {}),
+                # Ctrl-C reaches only us, and we stop it in order.
+                start_new_session=True,
+                preexec_fn=die_with_us(),  # noqa: PLW1509 - no other thread exists yet
             )
+
+    @staticmethod
+    def module(name: str, *arguments: str) -> list[str]:
+        """Return the command that runs a Python module.
+
+        Args:
+            name: as `python -m` takes it.
+            arguments: its command line.
+        """
+        return [sys.executable, "-m", name, *arguments]
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +101,7 @@ class Program:
 
     def _failed(self, what: str) -> BenchmarkFailed:
         end = "\n".join(self.log.splitlines()[-10:])
-        return BenchmarkFailed(f"{self._module} {what}; its log ends with:\n{end}")
+        return BenchmarkFailed(f"{' '.join(self._command)} {what}; its log ends with:\n{end}")
 
 
 def cpu_seconds(pid: int) -> float:

@@ -1,14 +1,17 @@
-"""The message that every scenario moves: a typed event whose body is 128 bytes of MessagePack."""
+"""The message that every scenario moves: a typed event whose MessagePack body is filled up to a size."""
 
 from __future__ import annotations
+
+import functools
 
 import msgspec
 
 from understudy import Event
 
-STREAM = "READINGS"
 SUBJECT = "bench.readings"
 BODY_BYTES = 128
+# Stations have names of one length, so that bodies have one size.
+STATION = "K000"
 
 
 class Reading(Event, subject=SUBJECT):
@@ -20,16 +23,27 @@ class Reading(Event, subject=SUBJECT):
     note: str
 
 
-def reading(number: int) -> Reading:
+def reading(number: int, *, station: str = STATION, body_bytes: int = BODY_BYTES) -> Reading:
     """Return the reading of that number.
 
     Args:
         number: at least 0; numbers of 32 bits have bodies of the same size.
+        station: four characters.
+        body_bytes: at least 100.
     """
+    return _reading(number, station, _note(body_bytes))
+
+
+def _reading(number: int, station: str, note: str) -> Reading:
     # An offset of 2^31 makes every number take five bytes on the wire.
-    return Reading(number=2**31 + number, station="EWR", celsius=21.5, note=_NOTE)
+    return Reading(number=2**31 + number, station=station, celsius=21.5, note=note)
 
 
-_NOTE = ""
-# One less than what is missing: a text of over 31 bytes has one byte more before it.
-_NOTE = "n" * (BODY_BYTES - len(msgspec.msgpack.encode(reading(0))) - 1)
+@functools.cache
+def _note(body_bytes: int) -> str:
+    note = ""
+    # Twice, since a text's length takes more bytes where it is longer.
+    for _ in range(2):
+        size = len(msgspec.msgpack.encode(_reading(0, STATION, note)))
+        note = "n" * (len(note) + body_bytes - size)
+    return note

@@ -1,20 +1,25 @@
-"""The stream that messages are moved through, and what the server says of it."""
+"""The streams that messages are moved through, and what the server says of them."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import msgspec
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, StorageType
 from nats.js.errors import NotFoundError
 
 from benchmarks.errors import BenchmarkFailed
-from benchmarks.readings import STREAM, SUBJECT, reading
+from benchmarks.feeds import Feed
+from benchmarks.harness import Stage
 from understudy.runtime.jetstream import api
 
 PAUSE_HOURS = 1
+UNCONFIRMED = 4_096
+CONFIRM_SECONDS = 30.0
 
 
 class ConsumerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,32 +29,35 @@ class ConsumerView(msgspec.Struct, frozen=True, kw_only=True):
         pending: messages not delivered yet.
         ack_pending: delivered and not acknowledged.
         delivered: deliveries, repeats included.
+        last: the stream sequence of the last one delivered.
         ack_floor: the stream sequence up to which all is acknowledged.
     """
 
     pending: int
     ack_pending: int
     delivered: int
+    last: int
     ack_floor: int
 
     @classmethod
-    async def read(cls, client: Client, durable: str) -> Self:
+    async def read(cls, client: Client, stream: str, durable: str) -> Self:
         """Ask the server."""
-        info = await api.consumer_info(client, STREAM, durable)
+        info = await api.consumer_info(client, stream, durable)
         if info is None:
             raise BenchmarkFailed(f"consumer {durable} is gone from the server")
         return cls(
             pending=info["num_pending"],
             ack_pending=info["num_ack_pending"],
             delivered=info["delivered"]["consumer_seq"],
+            last=info["delivered"]["stream_seq"],
             ack_floor=info["ack_floor"]["stream_seq"],
         )
 
 
-async def make_stream(client: Client) -> None:
-    """Make the stream, empty, in file storage."""
-    await delete_stream(client, STREAM)
-    await client.jetstream().add_stream(name=STREAM, subjects=[SUBJECT], storage=StorageType.FILE)
+async def make_stream(client: Client, feed: Feed) -> None:
+    """Make a feed's stream, empty, in file storage."""
+    await delete_stream(client, feed.stream)
+    await client.jetstream().add_stream(name=feed.stream, subjects=[feed.subject], storage=StorageType.FILE)
 
 
 async def delete_stream(client: Client, stream: str) -> None:
@@ -60,16 +68,54 @@ async def delete_stream(client: Client, stream: str) -> None:
         return
 
 
-async def fill_stream(client: Client, messages: int) -> None:
-    """Publish that many readings, each confirmed."""
-    jetstream = client.jetstream()
+async def delete_streams(client: Client) -> None:
+    """Delete every stream that there is."""
+    for stream in await client.jetstream().streams_info():
+        await delete_stream(client, stream.config.name or "")
+
+
+async def fill_stream(stage: Stage, feed: Feed, messages: int) -> None:
+    """Make a feed's stream and publish that many messages, each confirmed.
+
+    Args:
+        stage: where.
+        feed: which.
+        messages: how many.
+    """
+    client = stage.client
+    await make_stream(client, feed)
     encode = msgspec.msgpack.Encoder().encode
-    confirmations = [
-        await jetstream.publish_async(SUBJECT, encode(reading(number))) for number in range(messages)
-    ]
-    await jetstream.publish_async_completed()
-    for confirmation in confirmations:
-        confirmation.result()
+    headers = dict(feed.headers) or None
+    confirmed = 0
+    moved = asyncio.Event()
+
+    async def on_confirmation(message: Msg) -> None:
+        nonlocal confirmed
+        if b'"error"' in message.data:
+            raise BenchmarkFailed(f"{feed.stream}: a publish was refused: {message.data.decode()}")
+        confirmed += 1
+        moved.set()
+
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox, cb=on_confirmation)
+    stage.progress.begin(f"filling {feed.stream}: ")
+    for number in range(messages):
+        await client.publish(feed.subject, encode(feed.event(number)), reply=inbox, headers=headers)
+        while number + 1 - confirmed >= UNCONFIRMED:
+            await _moves(moved, feed)
+            stage.progress.at(f"{confirmed:,} of {messages:,}")
+    while confirmed < messages:
+        await _moves(moved, feed)
+    await subscription.unsubscribe()
+
+
+async def _moves(moved: asyncio.Event, feed: Feed) -> None:
+    moved.clear()
+    try:
+        async with asyncio.timeout(CONFIRM_SECONDS):
+            await moved.wait()
+    except TimeoutError as error:
+        raise BenchmarkFailed(f"{feed.stream}: no publish was confirmed for {CONFIRM_SECONDS:g} s") from error
 
 
 async def count_messages(client: Client, stream: str) -> int:
@@ -78,26 +124,36 @@ async def count_messages(client: Client, stream: str) -> int:
     return 0 if info is None else int(info["state"]["messages"])
 
 
-async def make_plain_consumer(client: Client, durable: str) -> None:
+async def make_pull_consumer(client: Client, feed: Feed, durable: str) -> None:
     """Make a durable pull consumer as nats-py's defaults have it."""
-    config = ConsumerConfig(durable_name=durable, ack_policy=AckPolicy.EXPLICIT, filter_subject=SUBJECT)
-    await client.jetstream().add_consumer(STREAM, config)
+    await _make_consumer(client, feed, ConsumerConfig(durable_name=durable))
 
 
-async def delete_consumer(client: Client, durable: str) -> None:
+async def make_push_consumer(client: Client, feed: Feed, durable: str) -> None:
+    """Make a durable push consumer as nats-py's defaults have it."""
+    config = ConsumerConfig(durable_name=durable, deliver_subject=f"deliver.{durable}")
+    await _make_consumer(client, feed, config)
+
+
+async def _make_consumer(client: Client, feed: Feed, config: ConsumerConfig) -> None:
+    config = config.evolve(ack_policy=AckPolicy.EXPLICIT, filter_subject=feed.subject)
+    await client.jetstream().add_consumer(feed.stream, config)
+
+
+async def delete_consumer(client: Client, stream: str, durable: str) -> None:
     """Delete a consumer if there is one."""
     try:
-        await client.jetstream().delete_consumer(STREAM, durable)
+        await client.jetstream().delete_consumer(stream, durable)
     except NotFoundError:
         return
 
 
-async def pause(client: Client, durable: str) -> None:
+async def pause(client: Client, stream: str, durable: str) -> None:
     """Have the server hold everything back, so that who is measured can start in peace."""
     until = datetime.now(UTC) + timedelta(hours=PAUSE_HOURS)
-    await client.jetstream().pause_consumer(STREAM, durable, until.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    await client.jetstream().pause_consumer(stream, durable, until.strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
-async def resume(client: Client, durable: str) -> None:
+async def resume(client: Client, stream: str, durable: str) -> None:
     """Let the server deliver."""
-    await client.jetstream().resume_consumer(STREAM, durable)
+    await client.jetstream().resume_consumer(stream, durable)

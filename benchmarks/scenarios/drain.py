@@ -1,102 +1,117 @@
-"""Drain: a full stream, a durable pull consumer with explicit acks, a handler that does nothing.
-
-The consumer is made first and paused; who is measured starts, subscribes and waits; then the consumer is
-resumed, and its own numbers, looked at every few milliseconds, say how many messages are acknowledged.
-The clock runs from the first look that sees any to the look that sees all.
-"""
+"""Drain: a full stream, a durable consumer with explicit acks, a handler that does nothing."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from benchmarks import streams
-from benchmarks.consumers import FetchLoop, RunningApp
-from benchmarks.errors import BenchmarkFailed, NotConserved
-from benchmarks.harness import Sample, Stage
-from benchmarks.processes import cpu_seconds
-from benchmarks.readings import STREAM
-from benchmarks.streams import ConsumerView
+from benchmarks.consumers import Consumer
+from benchmarks.draining import Draining
+from benchmarks.feeds import HEADED, LARGE, PLAIN, UNIFORM, ZIPF, Feed
+from benchmarks.harness import CPU, RATE, Contender, Goal, Scenario, Stage
+from benchmarks.peer_consumers import Careful, FastStream, FetchLoop, NatsC
+from benchmarks.running_app import PUBLIC_LANE, RunningApp
 
-LOOK_EVERY_SECONDS = 0.005
-STALL_SECONDS = 30.0
-
-
-class Draining:
-    """One consuming process, measured from outside.
-
-    Args:
-        process: which.
-    """
-
-    def __init__(self, consumer: RunningApp | FetchLoop) -> None:
-        self._consumer = consumer
-
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
-        return self._consumer.name
-
-    async def measure(self, stage: Stage) -> Sample:
-        """Drain the stream once."""
-        client, consumer = stage.client, self._consumer
-        await streams.delete_consumer(client, consumer.durable)
-        await consumer.make_durable(client)
-        await streams.pause(client, consumer.durable)
-        with consumer.started(stage) as running:
-            await streams.resume(client, consumer.durable)
-            sample = await _watch(stage, consumer.durable, running.pid, running.check_alive)
-            acked = running.stop()
-        await self._check(stage, acked)
-        return sample
-
-    async def _check(self, stage: Stage, acked: int) -> None:
-        stored = await streams.count_messages(stage.client, STREAM)
-        dead = await self._consumer.count_dead(stage.client)
-        view = await ConsumerView.read(stage.client, self._consumer.durable)
-        pending = view.pending + view.ack_pending
-        if not stored == stage.messages == acked + dead + pending or view.ack_floor != stage.messages:
-            raise NotConserved(
-                f"{self.name}: {stage.messages:,} published, {stored:,} in the stream; {acked:,} acked as "
-                f"the process says, {dead:,} dead letters, {pending:,} pending; after {view.delivered:,} "
-                f"deliveries the consumer's ack floor is {view.ack_floor:,}"
-            )
+OURS = "understudy run"
+OURS_PUBLIC = "understudy run, public API"
 
 
-class Drain:
-    """The scenario."""
+class Drain(Scenario):
+    """The scenario with every peer."""
 
     name = "drain"
     description = "consume a full stream: typed decode, no-op async handler, explicit ack of each"
-    share = 1.0
-    contenders = (
-        Draining(RunningApp()),
-        Draining(FetchLoop(loop="asyncio")),
-        Draining(FetchLoop(loop="uvloop")),
+    takes = "5 min"
+    is_quick = True
+    goals: Sequence[Goal] = (
+        Goal(measure=RATE, ours=OURS, other="nats-py fetch(256) loop", at_least=4.0),
+        Goal(measure=RATE, ours=OURS, other="nats-py, careful", at_least=1.0),
+        Goal(measure=RATE, ours=OURS, other="FastStream pull, typed", at_least=12.0),
+        Goal(measure=RATE, ours=OURS, other="FastStream push", at_least=5.0),
+        Goal(measure=RATE, ours=OURS, other="nats.c, overlapping pulls", at_least=0.6),
+        Goal(measure=CPU, ours=OURS, at_most=8.0),
     )
+    _app = "plain"
+    _feed = PLAIN
+
+    def contenders(self, _messages: int) -> Sequence[Contender]:
+        """Return everyone."""
+        consumers: tuple[Consumer, ...] = (
+            RunningApp(self._app, OURS),
+            RunningApp(self._app, OURS_PUBLIC, PUBLIC_LANE),
+            Careful(),
+            FetchLoop("asyncio"),
+            FetchLoop("uvloop"),
+            FastStream("pull"),
+            FastStream("push"),
+            NatsC(),
+        )
+        return [Draining(consumer, self._feed) for consumer in consumers]
 
     async def prepare(self, stage: Stage) -> None:
         """Fill the stream once: each run reads it through a new consumer."""
-        await streams.make_stream(stage.client)
-        await streams.fill_stream(stage.client, stage.messages)
+        await streams.fill_stream(stage, self._feed, stage.messages)
 
 
-async def _watch(stage: Stage, durable: str, pid: int, check_alive: Callable[[], None]) -> Sample:
-    begin = last = (time.monotonic(), 0, cpu_seconds(pid))
-    while last[1] < stage.messages:
-        await asyncio.sleep(LOOK_EVERY_SECONDS)
-        check_alive()
-        view = await ConsumerView.read(stage.client, durable)
-        acked = stage.messages - view.pending - view.ack_pending
-        now = (time.monotonic(), acked, cpu_seconds(pid))
-        if acked > last[1]:
-            if begin[1] == 0 and acked < stage.messages:
-                begin = now
-            last = now
-        elif now[0] > last[0] + STALL_SECONDS:
-            raise BenchmarkFailed(
-                f"consumer {durable}: nothing was acknowledged for {STALL_SECONDS:g} s, at {acked:,} of "
-                f"{stage.messages:,}"
-            )
-    return Sample(messages=last[1] - begin[1], seconds=last[0] - begin[0], cpu_seconds=last[2] - begin[2])
+class DrainLarge(Drain):
+    """The same with larger messages."""
+
+    name = "drain-1k"
+    description = "the same with bodies of 1 KiB"
+    is_quick = False
+    goals = ()
+    _app = "large"
+    _feed = LARGE
+
+
+class _OfOurs(Scenario):
+    """A scenario in which only understudy's own ways are compared."""
+
+    takes = "1 min"
+    _feeds: Sequence[Feed]
+
+    async def prepare(self, stage: Stage) -> None:
+        """Fill the streams once."""
+        for feed in self._feeds:
+            await streams.fill_stream(stage, feed, stage.messages)
+
+
+class DrainHeaders(_OfOurs):
+    """With headers and without."""
+
+    name = "headers"
+    description = "drain messages with two headers (content type and trace), and without"
+    goals = (
+        Goal(measure=RATE, ours="two headers", other="no headers", at_least=0.9),
+        Goal(measure=RATE, ours="two headers, public API", other="no headers, public API"),
+    )
+    _feeds = (HEADED, PLAIN)
+
+    def contenders(self, _messages: int) -> Sequence[Contender]:
+        """Return both on both lanes."""
+        return [
+            Draining(RunningApp("headed", "two headers"), HEADED),
+            Draining(RunningApp("plain", "no headers"), PLAIN),
+            Draining(RunningApp("headed", "two headers, public API", PUBLIC_LANE), HEADED),
+            Draining(RunningApp("plain", "no headers, public API", PUBLIC_LANE), PLAIN),
+        ]
+
+
+class DrainKeys(_OfOurs):
+    """In order per key, and without order."""
+
+    name = "keys"
+    description = "drain in order per key, 1,000 keys: all alike, and by Zipf's law (s = 1); and without key"
+    goals = (
+        Goal(measure=RATE, ours="1,000 keys", other="no key", at_least=0.8),
+        Goal(measure=RATE, ours="1,000 keys, Zipf", other="no key"),
+    )
+    _feeds = (UNIFORM, ZIPF)
+
+    def contenders(self, _messages: int) -> Sequence[Contender]:
+        """Return the three."""
+        return [
+            Draining(RunningApp("uniform", "1,000 keys"), UNIFORM),
+            Draining(RunningApp("zipf", "1,000 keys, Zipf"), ZIPF),
+            Draining(RunningApp("unkeyed", "no key"), UNIFORM),
+        ]

@@ -5,13 +5,15 @@ The clock and the CPU clock run from before the first publish until the last con
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from benchmarks import streams
 from benchmarks.errors import NotConserved
-from benchmarks.harness import Sample, Stage
+from benchmarks.feeds import PLAIN
+from benchmarks.harness import RATE, Contender, Goal, Sample, Scenario, Stage, rate_sample
 from benchmarks.processes import Program
-from benchmarks.readings import STREAM
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -22,7 +24,7 @@ class Result(msgspec.Struct, frozen=True):
     cpu_seconds: float
 
 
-class Publishing:
+class Publishing(Contender):
     """One publishing process.
 
     Args:
@@ -38,46 +40,64 @@ class Publishing:
 
     async def measure(self, stage: Stage) -> Sample:
         """Publish into an empty stream once."""
-        await streams.make_stream(stage.client)
+        await streams.make_stream(stage.client, PLAIN)
         log = stage.directory / "publisher.log"
-        with Program(self._module, stage.url, str(stage.messages), self._how, log=log) as program:
+        command = Program.module(self._module, stage.url, str(stage.messages), self._how)
+        with Program(*command, log=log) as program:
             result = msgspec.json.decode(program.read_line(), type=Result)
-        stored = await streams.count_messages(stage.client, STREAM)
+        stored = await streams.count_messages(stage.client, PLAIN.stream)
         if not stored == result.confirmed == stage.messages:
             raise NotConserved(
                 f"{self.name}: {stage.messages:,} published, {result.confirmed:,} confirmed, "
                 f"{stored:,} in the stream"
             )
-        return Sample(messages=stage.messages, seconds=result.seconds, cpu_seconds=result.cpu_seconds)
+        return rate_sample(messages=stage.messages, seconds=result.seconds, cpu_seconds=result.cpu_seconds)
 
 
-class PublishWindow:
+class PublishWindow(Scenario):
     """The scenario in which many publishes are unconfirmed at once."""
 
     name = "publish"
     description = "publish confirmed events, many at once"
-    share = 1.0
-    contenders = (
-        Publishing("understudy Publisher, 1,024 at once", "understudy_publish", "1024"),
-        Publishing("nats-py publish_async", "nats_publish", "async"),
-        Publishing("nats-py publish_async with ids", "nats_publish", "async-ids"),
+    takes = "1 min"
+    is_quick = True
+    goals = (
+        Goal(
+            measure=RATE,
+            ours="understudy Publisher, 1,024 at once",
+            other="nats-py publish_async with ids",
+            at_least=1.5,
+        ),
     )
+
+    def contenders(self, _messages: int) -> Sequence[Contender]:
+        """Return the three."""
+        return [
+            Publishing("understudy Publisher, 1,024 at once", "understudy_publish", "1024"),
+            Publishing("nats-py publish_async", "nats_publish", "async"),
+            Publishing("nats-py publish_async with ids", "nats_publish", "async-ids"),
+        ]
 
     async def prepare(self, stage: Stage) -> None:
         """Nothing to do: each run has a stream of its own."""
 
 
-class PublishEach:
+class PublishEach(Scenario):
     """The scenario in which the next publish waits for the confirmation of the last."""
 
     name = "publish-each"
     description = "publish confirmed events one by one"
+    takes = "1 min"
+    is_quick = True
     share = 0.1
-    contenders = (
-        Publishing("understudy Publisher, one by one", "understudy_publish", "1"),
-        Publishing("nats-py js.publish", "nats_publish", "each"),
-        Publishing("nats-py js.publish with ids", "nats_publish", "each-ids"),
-    )
+
+    def contenders(self, _messages: int) -> Sequence[Contender]:
+        """Return the three."""
+        return [
+            Publishing("understudy Publisher, one by one", "understudy_publish", "1"),
+            Publishing("nats-py js.publish", "nats_publish", "each"),
+            Publishing("nats-py js.publish with ids", "nats_publish", "each-ids"),
+        ]
 
     async def prepare(self, stage: Stage) -> None:
         """Nothing to do: each run has a stream of its own."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 
 from benchmarks import __main__, streams
-from benchmarks.readings import STREAM
+from benchmarks.feeds import PLAIN
 
 count_messages = streams.count_messages
 
 
 async def one_more(client: object, stream: str) -> int:
     stored: int = await count_messages(client, stream)  # type: ignore[arg-type]
-    return stored + 1 if stream == STREAM else stored
+    return stored + 1 if stream == PLAIN.stream else stored
 
 
 if __name__ == "__main__":

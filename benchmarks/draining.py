@@ -1,0 +1,97 @@
+"""A consumer that drains a full stream, measured from outside.
+
+Its durable is made first and paused; who is measured starts, subscribes and waits; then the durable is
+resumed, and its own numbers, looked at every few milliseconds, say how many messages are acknowledged.
+The clock runs from the first look that sees any to the look that sees all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from benchmarks import streams
+from benchmarks.consumers import Consumer, Running
+from benchmarks.errors import BenchmarkFailed, NotConserved
+from benchmarks.feeds import Feed
+from benchmarks.harness import Contender, Sample, Stage, rate_sample
+from benchmarks.streams import ConsumerView
+
+LOOK_EVERY_SECONDS = 0.005
+# Of few messages, the last look may come late by no more than it takes to drain a few of them.
+FEW = 20_000
+LOOK_OFTEN_SECONDS = 0.001
+STALL_SECONDS = 30.0
+
+
+class Draining(Contender):
+    """One consumer of one feed.
+
+    Args:
+        consumer: which.
+        feed: what it drains, filled before.
+        messages: how many there are; what the stage says unless given.
+        times_a_round: how often each round does it.
+    """
+
+    def __init__(
+        self, consumer: Consumer, feed: Feed, *, messages: int | None = None, times_a_round: int = 1
+    ) -> None:
+        self.name = consumer.name
+        self.times_a_round = times_a_round
+        self._consumer = consumer
+        self._feed = feed
+        self._messages = messages
+
+    def missing(self, stage: Stage) -> str:
+        """Ask the consumer."""
+        return self._consumer.missing(stage)
+
+    async def measure(self, stage: Stage) -> Sample:
+        """Drain the stream once."""
+        client, consumer, stream = stage.client, self._consumer, self._feed.stream
+        messages = self._messages or stage.messages
+        await streams.delete_consumer(client, stream, consumer.durable)
+        await consumer.make_durable(client, self._feed)
+        await streams.pause(client, stream, consumer.durable)
+        with consumer.started(stage, self._feed) as running:
+            await streams.resume(client, stream, consumer.durable)
+            sample = await self._watch(stage, messages, running)
+            acked = running.stop()
+        await self._check(stage, messages, acked)
+        return sample
+
+    async def _watch(self, stage: Stage, messages: int, running: Running) -> Sample:
+        pause = LOOK_OFTEN_SECONDS if messages <= FEW else LOOK_EVERY_SECONDS
+        begin = last = (time.monotonic(), 0, running.cpu_seconds())
+        while last[1] < messages:
+            await asyncio.sleep(pause)
+            running.check_alive()
+            view = await ConsumerView.read(stage.client, self._feed.stream, self._consumer.durable)
+            acked = messages - view.pending - view.ack_pending
+            now = (time.monotonic(), acked, running.cpu_seconds())
+            if acked > last[1]:
+                if begin[1] == 0 and acked < messages:
+                    begin = now
+                last = now
+                stage.progress.at(f"{acked:,} of {messages:,}")
+            elif now[0] > last[0] + STALL_SECONDS:
+                raise BenchmarkFailed(
+                    f"{self.name}: nothing was acknowledged for {STALL_SECONDS:g} s, at {acked:,} of "
+                    f"{messages:,}"
+                )
+        return rate_sample(
+            messages=last[1] - begin[1], seconds=last[0] - begin[0], cpu_seconds=last[2] - begin[2]
+        )
+
+    async def _check(self, stage: Stage, messages: int, acked: int) -> None:
+        stored = await streams.count_messages(stage.client, self._feed.stream)
+        dead = await self._consumer.count_dead(stage.client)
+        view = await ConsumerView.read(stage.client, self._feed.stream, self._consumer.durable)
+        pending = view.pending + view.ack_pending
+        if not stored == messages == acked + dead + pending or view.ack_floor != messages:
+            raise NotConserved(
+                f"{self.name}: {messages:,} published, {stored:,} in the stream; {acked:,} acked as "
+                f"the process says, {dead:,} dead letters, {pending:,} pending; after {view.delivered:,} "
+                f"deliveries the consumer's ack floor is {view.ack_floor:,}"
+            )

@@ -1,0 +1,135 @@
+"""`understudy run`: a real launcher, supervisor and cells; the cells are measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from nats.aio.client import Client
+
+from benchmarks import apps, streams
+from benchmarks.consumers import Consumer, Running
+from benchmarks.errors import BenchmarkFailed
+from benchmarks.feeds import Feed
+from benchmarks.harness import Stage
+from benchmarks.processes import START_TIMEOUT_SECONDS, Program
+from understudy.runtime.app import App
+from understudy.runtime.cell.status import CellStatus, read_status
+from understudy.runtime.jetstream.topology import dead_letter_stream, ensure_topology
+
+# Cell files belong on tmpfs, where the runtime puts them too.
+TMPFS = Path("/dev/shm")
+PUBLIC_LANE = {"UNDERSTUDY_NATS__FAST_LANE": "false"}
+
+
+class RunningApp(Consumer):
+    """An app of `benchmarks.apps` with one cell.
+
+    Args:
+        app: its name there.
+        name: what the table calls it.
+        environment: what configures it otherwise.
+    """
+
+    def __init__(
+        self, app: str, name: str = "understudy run", environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self._target = f"benchmarks.apps:{app}"
+        self._app: App = getattr(apps, app)
+        self._environment = environment or {}
+        (consumer,) = self._app.spec().consumers
+        self.durable = consumer.durable
+
+    async def make_durable(self, client: Client, _feed: Feed) -> None:
+        """Make streams and durable just as `understudy run` would, which then finds them."""
+        await streams.delete_stream(client, dead_letter_stream(self._app.name))
+        await ensure_topology(client, self._app.spec(), apply=True)
+
+    async def count_dead(self, client: Client) -> int:
+        """Return how many messages were given up."""
+        return await streams.count_messages(client, dead_letter_stream(self._app.name))
+
+    @contextlib.contextmanager
+    def started(self, stage: Stage, _feed: Feed) -> Iterator[Running]:
+        """Run the app, until the block ends at the latest."""
+        with run_app(stage, self._target, self._environment) as run:
+
+            def stop() -> int:
+                # The cell counts an ack when it has written it, and the server's look may come before.
+                run.wait_for(lambda: all(cell.held == 0 for cell in run.cells()), "done")
+                acked = sum(cell.counters["acked"] for cell in run.cells())
+                run.program.stop()
+                return acked
+
+            yield Running(tuple(cell.pid for cell in run.cells()), run.program.check_alive, stop)
+
+
+class Run:
+    """One `understudy run` that is ready.
+
+    Args:
+        program: the launcher.
+        directory: where its cell files are.
+    """
+
+    def __init__(self, program: Program, directory: Path) -> None:
+        self.program = program
+        self._directory = directory
+
+    def cells(self) -> list[CellStatus]:
+        """Return what each cell says of itself, in the order of actors and replicas."""
+        found = (read_status(path) for path in sorted(self._directory.rglob("*.cell")))
+        return [status for status in found if status is not None]
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Block until a condition holds.
+
+        Args:
+            condition: looked at every few milliseconds.
+            what: says for whom it didn't hold in time.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not condition():
+            self.program.check_alive()
+            if time.monotonic() > deadline:
+                raise BenchmarkFailed(
+                    f"understudy run wasn't {what} within {START_TIMEOUT_SECONDS:g} s:\n{self.program.log}"
+                )
+            time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def run_app(stage: Stage, target: str, environment: Mapping[str, str]) -> Iterator[Run]:
+    """Start `understudy run` and wait until every cell is up.
+
+    Args:
+        stage: where.
+        target: the app.
+        environment: what configures it, beside the server's address.
+    """
+    base = TMPFS if TMPFS.is_dir() else stage.directory
+    with (
+        # Killed, a cell may still write there for a moment.
+        tempfile.TemporaryDirectory(
+            prefix="understudy-bench-", dir=base, ignore_cleanup_errors=True
+        ) as run_directory,
+        Program(
+            *Program.module("understudy.runtime", "run", target),
+            *("--servers", stage.url, "--http-port", "0", "--log-format", "json"),
+            log=stage.directory / "understudy.log",
+            environment={"UNDERSTUDY_RUN_DIRECTORY": run_directory, **environment},
+        ) as program,
+    ):
+        run = Run(program, Path(run_directory))
+        run.wait_for(lambda: _is_ready(program), "ready")
+        yield run
+
+
+def _is_ready(program: Program) -> bool:
+    entries = (json.loads(line) for line in program.log.splitlines() if line.endswith("}"))
+    return any(entry["event"] == "ready" for entry in entries)
