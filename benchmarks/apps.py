@@ -1,29 +1,107 @@
-"""The apps whose cells are measured: an actor that does nothing with what it is given."""
+"""The apps whose cells are measured; whatever time they take beyond what is written here is the runtime's."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
+from pathlib import Path
 from typing import Any
 
-from benchmarks.feeds import HEADED, LARGE, PLAIN, UNIFORM, ZIPF, Feed
-from benchmarks.readings import Reading
-from understudy import Actor, App, Stream, handles
+from benchmarks.feeds import BACKLOGS, HEADED, LARGE, PINGS, PLAIN, RELAYED, UNIFORM, ZIPF, Feed
+from benchmarks.readings import Ping, Reading, Relayed
+from benchmarks.records import VARIABLE, Latencies, open_record
+from understudy import Actor, App, Child, StartContext, Stream, handles
+
+APP = "bench"
+ACK_WAIT_SECONDS = 10.0
+SLOW_SECONDS = 1.0
 
 
-def _sink(feed: Feed, **options: Any) -> App:
+def _sink(feed: Feed, **options: Any) -> type[Actor]:
     class Sink(Actor, **options):
-        """Takes readings; whatever time it takes is the runtime's."""
+        """Does nothing with what it is given."""
 
         @handles(feed.subject)
         async def reading(self, event: Reading) -> None:
             """Do nothing."""
 
-    stream = Stream(feed.stream, subjects=[feed.subject], storage="file")
-    return App("bench", streams=[stream], children=[Sink])
+    return Sink
 
 
-plain = _sink(PLAIN)
-large = _sink(LARGE)
-headed = _sink(HEADED)
-unkeyed = _sink(UNIFORM)
-uniform = _sink(UNIFORM, key="station")
-zipf = _sink(ZIPF, key="station")
+def _stream(feed: Feed) -> Stream:
+    return Stream(feed.stream, subjects=[feed.subject], storage="file")
+
+
+def _alone(feed: Feed, actor: type[Actor] | Child) -> App:
+    return App(APP, streams=[_stream(feed)], children=[actor])
+
+
+class Probe(Actor):
+    """Writes down how long each event was on its way."""
+
+    def __init__(self) -> None:
+        self._latencies = Latencies(open_record())
+
+    @handles
+    async def ping(self, event: Ping) -> None:
+        """Look at the clock."""
+        self._latencies.add(event.sent_nanoseconds)
+
+
+class Owner(Actor, key="station", ack_wait_seconds=ACK_WAIT_SECONDS, hang_timeout_seconds=6.0):
+    """Writes down when it handled each event; each generation of its cell has a record of its own."""
+
+    async def on_start(self, ctx: StartContext) -> None:
+        """Open the record."""
+        self._times = open_record(Path(f"{os.environ[VARIABLE]}.{ctx.generation}"))
+
+    @handles(UNIFORM.subject)
+    async def reading(self, event: Reading) -> None:
+        """Look at the clock."""
+        self._times[event.index] = time.monotonic_ns()
+
+
+class Slow(Actor):
+    """Takes its time."""
+
+    @handles(LARGE.subject)
+    async def reading(self, event: Reading) -> None:  # noqa: ARG002
+        """Wait."""
+        await asyncio.sleep(SLOW_SECONDS)
+
+
+class Relay(Actor):
+    """Passes on what it is given."""
+
+    @handles(PLAIN.subject)
+    async def reading(self, event: Reading) -> Relayed:
+        """Return the same under another subject."""
+        return Relayed(number=event.number, station=event.station, celsius=event.celsius, note=event.note)
+
+
+class End(Actor):
+    """Does nothing with what was passed on."""
+
+    @handles
+    async def relayed(self, event: Relayed) -> None:
+        """Do nothing."""
+
+
+plain = _alone(PLAIN, _sink(PLAIN))
+large = _alone(LARGE, _sink(LARGE))
+headed = _alone(HEADED, _sink(HEADED))
+unkeyed = _alone(UNIFORM, _sink(UNIFORM))
+uniform = _alone(UNIFORM, _sink(UNIFORM, key="station"))
+zipf = _alone(ZIPF, _sink(ZIPF, key="station"))
+probe = _alone(PINGS, Probe)
+owner = _alone(UNIFORM, Owner)
+slow = _alone(LARGE, Slow)
+chain = App(APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[Relay, End])
+chain_wide = App(
+    APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[Child(Relay, concurrency=256), End]
+)
+backlog_0, backlog_1, backlog_2, backlog_3 = (_alone(feed, _sink(feed)) for feed in BACKLOGS)
+cells_1, cells_5, cells_20 = (
+    _alone(PLAIN, Child(_sink(PLAIN), replicas=replicas)) for replicas in (1, 5, 20)
+)

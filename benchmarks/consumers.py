@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -13,6 +13,8 @@ from benchmarks import streams
 from benchmarks.feeds import Feed
 from benchmarks.harness import Stage
 from benchmarks.processes import cpu_seconds
+
+NOTHING: Mapping[str, str] = {}
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -57,5 +59,13 @@ class Consumer(ABC):
         return 0
 
     @abstractmethod
-    def started(self, stage: Stage, feed: Feed) -> AbstractContextManager[Running]:
-        """Run it, until the block ends at the latest."""
+    def started(
+        self, stage: Stage, feed: Feed, environment: Mapping[str, str] = NOTHING
+    ) -> AbstractContextManager[Running]:
+        """Run it, until the block ends at the latest.
+
+        Args:
+            stage: where.
+            feed: what it consumes.
+            environment: given to its processes.
+        """

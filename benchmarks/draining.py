@@ -1,8 +1,9 @@
 """A consumer that drains a full stream, measured from outside.
 
 Its durable is made first and paused; who is measured starts, subscribes and waits; then the durable is
-resumed, and its own numbers, looked at every few milliseconds, say how many messages are acknowledged.
-The clock runs from the first look that sees any to the look that sees all.
+resumed, and its own numbers, looked at every few milliseconds, say how many messages are acknowledged: those
+up to the last delivered one that aren't waiting for their ack. The clock runs from the first look that sees
+any to the look that sees all.
 """
 
 from __future__ import annotations
@@ -56,42 +57,68 @@ class Draining(Contender):
         await streams.pause(client, stream, consumer.durable)
         with consumer.started(stage, self._feed) as running:
             await streams.resume(client, stream, consumer.durable)
-            sample = await self._watch(stage, messages, running)
+            sample = await watch(stage, self.name, self._feed, consumer.durable, messages, running)
             acked = running.stop()
-        await self._check(stage, messages, acked)
+        dead = await consumer.count_dead(client)
+        await check_conserved(
+            stage, self.name, self._feed, consumer.durable, messages, acked=acked, dead=dead
+        )
         return sample
 
-    async def _watch(self, stage: Stage, messages: int, running: Running) -> Sample:
-        pause = LOOK_OFTEN_SECONDS if messages <= FEW else LOOK_EVERY_SECONDS
-        begin = last = (time.monotonic(), 0, running.cpu_seconds())
-        while last[1] < messages:
-            await asyncio.sleep(pause)
-            running.check_alive()
-            view = await ConsumerView.read(stage.client, self._feed.stream, self._consumer.durable)
-            acked = messages - view.pending - view.ack_pending
-            now = (time.monotonic(), acked, running.cpu_seconds())
-            if acked > last[1]:
-                if begin[1] == 0 and acked < messages:
-                    begin = now
-                last = now
-                stage.progress.at(f"{acked:,} of {messages:,}")
-            elif now[0] > last[0] + STALL_SECONDS:
-                raise BenchmarkFailed(
-                    f"{self.name}: nothing was acknowledged for {STALL_SECONDS:g} s, at {acked:,} of "
-                    f"{messages:,}"
-                )
-        return rate_sample(
-            messages=last[1] - begin[1], seconds=last[0] - begin[0], cpu_seconds=last[2] - begin[2]
-        )
 
-    async def _check(self, stage: Stage, messages: int, acked: int) -> None:
-        stored = await streams.count_messages(stage.client, self._feed.stream)
-        dead = await self._consumer.count_dead(stage.client)
-        view = await ConsumerView.read(stage.client, self._feed.stream, self._consumer.durable)
-        pending = view.pending + view.ack_pending
-        if not stored == messages == acked + dead + pending or view.ack_floor != messages:
-            raise NotConserved(
-                f"{self.name}: {messages:,} published, {stored:,} in the stream; {acked:,} acked as "
-                f"the process says, {dead:,} dead letters, {pending:,} pending; after {view.delivered:,} "
-                f"deliveries the consumer's ack floor is {view.ack_floor:,}"
+async def watch(stage: Stage, name: str, feed: Feed, durable: str, messages: int, running: Running) -> Sample:
+    """Look at a durable until everything is acknowledged.
+
+    Args:
+        stage: where.
+        name: who is watched, for an error.
+        feed: what is drained.
+        durable: by which consumer.
+        messages: how many there are.
+        running: whose CPU time counts.
+    """
+    pause = LOOK_OFTEN_SECONDS if messages <= FEW else LOOK_EVERY_SECONDS
+    begin = last = (time.monotonic(), 0, running.cpu_seconds())
+    while last[1] < messages:
+        await asyncio.sleep(pause)
+        running.check_alive()
+        view = await ConsumerView.read(stage.client, feed.stream, durable)
+        acked = view.last - view.ack_pending
+        now = (time.monotonic(), acked, running.cpu_seconds())
+        if acked > last[1]:
+            if begin[1] == 0 and acked < messages:
+                begin = now
+            last = now
+            stage.progress.at(f"{acked:,} of {messages:,}")
+        elif now[0] > last[0] + STALL_SECONDS:
+            raise BenchmarkFailed(
+                f"{name}: nothing was acknowledged for {STALL_SECONDS:g} s, at {acked:,} of {messages:,}"
             )
+    return rate_sample(
+        messages=last[1] - begin[1], seconds=last[0] - begin[0], cpu_seconds=last[2] - begin[2]
+    )
+
+
+async def check_conserved(
+    stage: Stage, name: str, feed: Feed, durable: str, messages: int, *, acked: int, dead: int
+) -> None:
+    """Raise NotConserved unless in = acked + dead + pending, and the consumer is through.
+
+    Args:
+        stage: where.
+        name: who is checked.
+        feed: what was drained.
+        durable: by which consumer.
+        messages: how many were published.
+        acked: how many the process says it acknowledged.
+        dead: how many dead letters there are.
+    """
+    stored = await streams.count_messages(stage.client, feed.stream)
+    view = await ConsumerView.read(stage.client, feed.stream, durable)
+    pending = view.pending + view.ack_pending
+    if not stored == messages == acked + dead + pending or view.ack_floor != messages:
+        raise NotConserved(
+            f"{name}: {messages:,} published, {stored:,} in the stream; {acked:,} acked as "
+            f"the process says, {dead:,} dead letters, {pending:,} pending; after {view.delivered:,} "
+            f"deliveries the consumer's ack floor is {view.ack_floor:,}"
+        )

@@ -66,4 +66,8 @@ PLAIN = Feed(stream="READINGS", subject="bench.readings")
 LARGE = Feed(stream="READINGS_1K", subject="bench.large", body_bytes=1024)
 HEADED = Feed(stream="READINGS_HEADED", subject="bench.headed", headers=TWO_HEADERS)
 UNIFORM = Feed(stream="READINGS_UNIFORM", subject="bench.uniform", station=uniform_station)
+PINGS = Feed(stream="PINGS", subject="bench.pings")
+RELAYED = Feed(stream="READINGS_RELAYED", subject="bench.relayed")
+# Ten thousand messages to two million, by default.
+BACKLOGS = tuple(Feed(stream=f"BACKLOG_{number}", subject=f"bench.backlog.{number}") for number in range(4))
 ZIPF = Feed(stream="READINGS_ZIPF", subject="bench.zipf", station=zipf_station)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import msgspec
 from nats.aio.client import Client
 
 from benchmarks import nats_c, streams
-from benchmarks.consumers import Consumer, Running
-from benchmarks.feeds import Feed
+from benchmarks.consumers import NOTHING, Consumer, Running
+from benchmarks.feeds import RELAYED, Feed
 from benchmarks.harness import Stage
 from benchmarks.processes import Program
 
@@ -23,11 +24,13 @@ class Peer(Consumer):
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def started(self, stage: Stage, feed: Feed) -> Iterator[Running]:
+    def started(
+        self, stage: Stage, feed: Feed, environment: Mapping[str, str] = NOTHING
+    ) -> Iterator[Running]:
         """Run the program, until the block ends at the latest."""
         log = stage.directory / "peer.log"
         command = [*self.command(stage), stage.url, feed.stream, self.durable, feed.subject]
-        with Program(*command, log=log) as program:
+        with Program(*command, log=log, environment=environment) as program:
             program.read_line()
 
             def stop() -> int:
@@ -55,14 +58,22 @@ class FetchLoop(Peer):
 
 
 class Careful(Peer):
-    """The most that nats-py's public interface gives to who takes care."""
+    """The most that nats-py's public interface gives to who takes care.
 
-    name = "nats-py, careful"
+    Args:
+        what: what its handler does: `nothing`, `latencies` or `times`.
+        name: what the table calls it.
+    """
+
     durable = "bench-careful"
+
+    def __init__(self, what: str = "nothing", name: str = "nats-py, careful") -> None:
+        self.name = name
+        self._what = what
 
     def command(self, _stage: Stage) -> list[str]:
         """Return the program."""
-        return Program.module("benchmarks.peers.careful")
+        return Program.module("benchmarks.peers.careful", self._what)
 
 
 class FastStream(Peer):
@@ -106,3 +117,38 @@ class NatsC(Peer):
     def command(self, stage: Stage) -> list[str]:
         """Return the program, compiled."""
         return [str(stage.directory / nats_c.PROGRAM)]
+
+
+class _Relay(Peer):
+    # It passes on what it is given, and is told to where instead of what it reads.
+
+    @contextlib.contextmanager
+    def started(
+        self, stage: Stage, feed: Feed, environment: Mapping[str, str] = NOTHING
+    ) -> Iterator[Running]:
+        """Run the program, until the block ends at the latest."""
+        relayed = msgspec.structs.replace(feed, subject=RELAYED.subject)
+        with super().started(stage, relayed, environment) as running:
+            yield running
+
+
+class FetchRelay(_Relay):
+    """A fetch loop that waits for each publish to be confirmed."""
+
+    name = "nats-py fetch(256), publish, ack"
+    durable = "bench-fetch-relay"
+
+    def command(self, _stage: Stage) -> list[str]:
+        """Return the program."""
+        return Program.module("benchmarks.peers.fetch_relay")
+
+
+class CarefulRelay(_Relay):
+    """A pull window whose publishes are confirmed later."""
+
+    name = "nats-py, careful relay"
+    durable = "bench-careful-relay"
+
+    def command(self, _stage: Stage) -> list[str]:
+        """Return the program."""
+        return Program.module("benchmarks.peers.careful_relay")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Self
 
@@ -15,6 +17,8 @@ from understudy.runtime.cli.demo_processes import stop_process
 from understudy.runtime.lifeline import die_with_us
 
 ROOT = Path(__file__).parents[1]
+# Cell files belong on tmpfs, where the runtime puts them too.
+TMPFS = Path("/dev/shm")
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 30.0
 
@@ -104,10 +108,33 @@ class Program:
         return BenchmarkFailed(f"{' '.join(self._command)} {what}; its log ends with:\n{end}")
 
 
+@contextlib.contextmanager
+def directory_in_memory(otherwise: Path) -> Iterator[Path]:
+    """Make a directory on tmpfs, for the time of the block.
+
+    Args:
+        otherwise: a directory where it is made if there is no tmpfs.
+    """
+    base = TMPFS if TMPFS.is_dir() else otherwise
+    # Killed, a cell may still write there for a moment.
+    with tempfile.TemporaryDirectory(
+        prefix="understudy-bench-", dir=base, ignore_cleanup_errors=True
+    ) as directory:
+        yield Path(directory)
+
+
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process has used, user and system, all its threads, to the nanosecond."""
     # clock_getcpuclockid(3): the id of a process's clock is made from its pid; /proc has only ticks of 10 ms.
     return time.clock_gettime((~pid << 3) | 2)
+
+
+def pss_bytes(pid: int) -> int:
+    """Return a process's proportional set size: its own memory, and its part of what it shares."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise BenchmarkFailed(f"the kernel doesn't say how much memory process {pid} has")
 
 
 def _clean_environment() -> dict[str, str]:

@@ -12,6 +12,8 @@ SUBJECT = "bench.readings"
 BODY_BYTES = 128
 # Stations have names of one length, so that bodies have one size.
 STATION = "K000"
+# It makes every number take five bytes on the wire.
+_OFFSET = 2**31
 
 
 class Reading(Event, subject=SUBJECT):
@@ -20,6 +22,22 @@ class Reading(Event, subject=SUBJECT):
     number: int
     station: str
     celsius: float
+    note: str
+
+    @property
+    def index(self) -> int:
+        """The number that it was made with."""
+        return self.number - _OFFSET
+
+
+class Relayed(Reading, subject="bench.relayed"):
+    """A reading that was passed on."""
+
+
+class Ping(Event, subject="bench.pings"):
+    """An event that knows when it was published, by the clock that all processes share."""
+
+    sent_nanoseconds: int
     note: str
 
 
@@ -34,9 +52,13 @@ def reading(number: int, *, station: str = STATION, body_bytes: int = BODY_BYTES
     return _reading(number, station, _note(body_bytes))
 
 
+def ping(sent_nanoseconds: int) -> Ping:
+    """Return an event that is published at that time."""
+    return Ping(sent_nanoseconds=sent_nanoseconds, note=_PING_NOTE)
+
+
 def _reading(number: int, station: str, note: str) -> Reading:
-    # An offset of 2^31 makes every number take five bytes on the wire.
-    return Reading(number=2**31 + number, station=station, celsius=21.5, note=note)
+    return Reading(number=_OFFSET + number, station=station, celsius=21.5, note=note)
 
 
 @functools.cache
@@ -47,3 +69,8 @@ def _note(body_bytes: int) -> str:
         size = len(msgspec.msgpack.encode(_reading(0, STATION, note)))
         note = "n" * (len(note) + body_bytes - size)
     return note
+
+
+_PING_NOTE = ""
+# One less than what is missing: a text of over 31 bytes has one byte more before it.
+_PING_NOTE = "n" * (BODY_BYTES - len(msgspec.msgpack.encode(ping(2**40))) - 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,38 +11,39 @@ from pathlib import Path
 from nats.aio.client import Client
 
 from benchmarks import apps, streams
-from benchmarks.consumers import Consumer, Running
+from benchmarks.consumers import NOTHING, Consumer, Running
 from benchmarks.errors import BenchmarkFailed
 from benchmarks.feeds import Feed
 from benchmarks.harness import Stage
-from benchmarks.processes import START_TIMEOUT_SECONDS, Program
+from benchmarks.processes import START_TIMEOUT_SECONDS, Program, directory_in_memory
 from understudy.runtime.app import App
 from understudy.runtime.cell.status import CellStatus, read_status
 from understudy.runtime.jetstream.topology import dead_letter_stream, ensure_topology
 
-# Cell files belong on tmpfs, where the runtime puts them too.
-TMPFS = Path("/dev/shm")
 PUBLIC_LANE = {"UNDERSTUDY_NATS__FAST_LANE": "false"}
 
 
 class RunningApp(Consumer):
-    """An app of `benchmarks.apps` with one cell.
+    """An app of `benchmarks.apps`.
 
     Args:
         app: its name there.
         name: what the table calls it.
         environment: what configures it otherwise.
+
+    Attributes:
+        durables: one per actor.
     """
 
     def __init__(
-        self, app: str, name: str = "understudy run", environment: Mapping[str, str] | None = None
+        self, app: str, name: str = "understudy run", environment: Mapping[str, str] = NOTHING
     ) -> None:
         self.name = name
         self._target = f"benchmarks.apps:{app}"
         self._app: App = getattr(apps, app)
-        self._environment = environment or {}
-        (consumer,) = self._app.spec().consumers
-        self.durable = consumer.durable
+        self._environment = environment
+        self.durables = [consumer.durable for consumer in self._app.spec().consumers]
+        self.durable = self.durables[0]
 
     async def make_durable(self, client: Client, _feed: Feed) -> None:
         """Make streams and durable just as `understudy run` would, which then finds them."""
@@ -55,9 +55,11 @@ class RunningApp(Consumer):
         return await streams.count_messages(client, dead_letter_stream(self._app.name))
 
     @contextlib.contextmanager
-    def started(self, stage: Stage, _feed: Feed) -> Iterator[Running]:
+    def started(
+        self, stage: Stage, _feed: Feed, environment: Mapping[str, str] = NOTHING
+    ) -> Iterator[Running]:
         """Run the app, until the block ends at the latest."""
-        with run_app(stage, self._target, self._environment) as run:
+        with self.run(stage, environment) as run:
 
             def stop() -> int:
                 # The cell counts an ack when it has written it, and the server's look may come before.
@@ -67,6 +69,17 @@ class RunningApp(Consumer):
                 return acked
 
             yield Running(tuple(cell.pid for cell in run.cells()), run.program.check_alive, stop)
+
+    def run(
+        self, stage: Stage, environment: Mapping[str, str] = NOTHING
+    ) -> contextlib.AbstractContextManager[Run]:
+        """Run the app for who wants to see more of it than `started` shows.
+
+        Args:
+            stage: where.
+            environment: added to the app's own.
+        """
+        return run_app(stage, self._target, {**self._environment, **environment})
 
 
 class Run:
@@ -112,20 +125,16 @@ def run_app(stage: Stage, target: str, environment: Mapping[str, str]) -> Iterat
         target: the app.
         environment: what configures it, beside the server's address.
     """
-    base = TMPFS if TMPFS.is_dir() else stage.directory
     with (
-        # Killed, a cell may still write there for a moment.
-        tempfile.TemporaryDirectory(
-            prefix="understudy-bench-", dir=base, ignore_cleanup_errors=True
-        ) as run_directory,
+        directory_in_memory(stage.directory) as directory,
         Program(
             *Program.module("understudy.runtime", "run", target),
             *("--servers", stage.url, "--http-port", "0", "--log-format", "json"),
             log=stage.directory / "understudy.log",
-            environment={"UNDERSTUDY_RUN_DIRECTORY": run_directory, **environment},
+            environment={"UNDERSTUDY_RUN_DIRECTORY": str(directory), **environment},
         ) as program,
     ):
-        run = Run(program, Path(run_directory))
+        run = Run(program, directory)
         run.wait_for(lambda: _is_ready(program), "ready")
         yield run
 

@@ -124,9 +124,18 @@ async def count_messages(client: Client, stream: str) -> int:
     return 0 if info is None else int(info["state"]["messages"])
 
 
-async def make_pull_consumer(client: Client, feed: Feed, durable: str) -> None:
-    """Make a durable pull consumer as nats-py's defaults have it."""
-    await _make_consumer(client, feed, ConsumerConfig(durable_name=durable))
+async def make_pull_consumer(
+    client: Client, feed: Feed, durable: str, *, ack_wait_seconds: float | None = None
+) -> None:
+    """Make a durable pull consumer; what isn't given is as nats-py and the server have it.
+
+    Args:
+        client: a connection.
+        feed: what it consumes.
+        durable: its name.
+        ack_wait_seconds: when the server delivers again what isn't acknowledged.
+    """
+    await _make_consumer(client, feed, ConsumerConfig(durable_name=durable, ack_wait=ack_wait_seconds))
 
 
 async def make_push_consumer(client: Client, feed: Feed, durable: str) -> None:

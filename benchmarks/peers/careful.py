@@ -1,114 +1,61 @@
-"""The most that nats-py's public interface gives to who takes care.
+"""A consumer with a pull window.
 
-An inbox of its own and a callback instead of `fetch`, pull requests that overlap, acks by a plain publish,
-metadata read by hand. What it leaves out, understudy does beside: a bounded mailbox that is taken over after
-a death, retries and dead letters, a watch over lost requests, reconnects under a new inbox.
-
-Run as `python -m benchmarks.peers.careful URL STREAM DURABLE SUBJECT`.
+Run as `python -m benchmarks.peers.careful nothing|latencies|times URL STREAM DURABLE SUBJECT`: what its
+handler does with an event.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
-import msgspec
-import nats
 import uvloop
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
+from benchmarks.peers.pull_window import PullWindow, connect
 from benchmarks.peers.worker import run_worker
-from benchmarks.readings import Reading
-
-WINDOW = 1_024
-# A consumer that is resumed serves only requests that come after (nats-server 2.15.1).
-EXPIRES_NANOSECONDS = 2 * 10**9
-# So many messages may be handled before the connection's reader and writer have their turn.
-BURST = 64
+from benchmarks.readings import Ping, Reading
+from benchmarks.records import Latencies, open_record
 
 
-async def handle(_event: Reading) -> None:
+async def do_nothing(_event: Reading) -> None:
     """Do nothing."""
 
 
-class PullWindow:
-    """Messages of a durable, asked for before the last ones are handled.
+def latency_handler() -> Callable[[Ping], Awaitable[None]]:
+    """Return a handler that writes down how long an event was on its way."""
+    latencies = Latencies(open_record())
 
-    Args:
-        client: a connection.
-        stream, durable: the consumer.
-        handle: called with each event; its message is acked when it returns.
-    """
+    async def handle(event: Ping) -> None:
+        latencies.add(event.sent_nanoseconds)
 
-    def __init__(
-        self, client: Client, stream: str, durable: str, handle: Callable[[Reading], Awaitable[None]]
-    ) -> None:
-        self.acked = 0
-        self._client = client
-        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
-        self._inbox = client.new_inbox()
-        self._handle = handle
-        self._decode = msgspec.msgpack.Decoder(Reading).decode
-        self._requested = 0
-        self._burst = 0
-        self._redelivered = 0
-
-    async def start(self) -> None:
-        """Subscribe and ask for the first messages."""
-        await self._client.subscribe(
-            self._inbox, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
-        )
-        await self._refill()
-        await self._client.flush()
-
-    async def _on_message(self, message: Msg) -> None:
-        reply = message.reply
-        if not reply.startswith("$JS.ACK."):
-            await self._on_status(message)
-            return
-        tokens = reply.split(".")
-        if tokens[-5] != "1":
-            self._redelivered += 1
-        await self._handle(self._decode(message.data))
-        await self._client.publish(reply)
-        self.acked += 1
-        self._requested -= 1
-        if self._requested <= WINDOW // 2:
-            await self._refill()
-        self._burst += 1
-        if self._burst >= BURST:
-            self._burst = 0
-            await asyncio.sleep(0)
-
-    async def _on_status(self, message: Msg) -> None:
-        headers = message.headers or {}
-        # Of a request that has ended, what wasn't delivered is to be asked for again.
-        self._requested -= int(headers.get("Nats-Pending-Messages", 0))
-        await self._refill()
-
-    async def _refill(self) -> None:
-        batch = WINDOW - self._requested
-        if batch > 0:
-            self._requested += batch
-            request = json.dumps({"batch": batch, "expires": EXPIRES_NANOSECONDS}).encode()
-            await self._client.publish(self._next, request, reply=self._inbox)
+    return handle
 
 
-async def start(url: str, stream: str, durable: str, _subject: str) -> Callable[[], Awaitable[int]]:
+def time_handler() -> Callable[[Reading], Awaitable[None]]:
+    """Return a handler that writes down when it handled an event."""
+    times = open_record()
+
+    async def handle(event: Reading) -> None:
+        times[event.index] = time.monotonic_ns()
+
+    return handle
+
+
+async def start(
+    what: str, url: str, stream: str, durable: str, _subject: str
+) -> Callable[[], Awaitable[int]]:
     """Subscribe; what is returned ends it and says how many messages were acknowledged."""
-    client = await nats.connect(url, skip_subject_validation=True)
-    window = PullWindow(client, stream, durable, handle)
+    client = await connect(url)
+    window: PullWindow[Any]
+    if what == "latencies":
+        window = PullWindow(client, stream, durable, Ping, latency_handler())
+    else:
+        handle = time_handler() if what == "times" else do_nothing
+        window = PullWindow(client, stream, durable, Reading, handle)
     await window.start()
-
-    async def stop() -> int:
-        await client.flush()
-        await client.close()
-        return window.acked
-
-    return stop
+    return window.stop
 
 
 if __name__ == "__main__":

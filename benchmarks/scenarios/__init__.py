@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from benchmarks.harness import Scenario
+from benchmarks.scenarios.backlog import Backlog
+from benchmarks.scenarios.cells import StartUp
+from benchmarks.scenarios.chain import Chain
 from benchmarks.scenarios.drain import Drain, DrainHeaders, DrainKeys, DrainLarge
+from benchmarks.scenarios.kill import Kill
+from benchmarks.scenarios.latency import Latency, LatencyHalfLoad
+from benchmarks.scenarios.memory import SlowHandler
 from benchmarks.scenarios.publish import PublishEach, PublishWindow
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -13,4 +19,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     DrainKeys(),
     PublishWindow(),
     PublishEach(),
+    Latency(),
+    LatencyHalfLoad(),
+    Chain(),
+    Backlog(),
+    SlowHandler(),
+    Kill(),
+    StartUp(),
 )
