@@ -30,7 +30,7 @@ from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.pinning import Pin, pinned_id, unpin
-from understudy.runtime.jetstream.publisher import PublishWindow
+from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.settlement import Settlement
 from understudy.runtime.jetstream.subscription import PullSubscription
 from understudy.runtime.jetstream.topology import attempts_bucket

@@ -31,7 +31,7 @@ from understudy.runtime.cell.outputs import Outputs
 from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream import dead_letters
 from understudy.runtime.jetstream.dead_letters import DeadLetter
-from understudy.runtime.jetstream.publisher import PublishWindow
+from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.settlement import Settlement
 from understudy.runtime.stores.attempts import MAX_ERROR_CHARACTERS, NONE, Attempts, AttemptStore
 from understudy.runtime.telemetry.trace import current_trace

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from understudy.runtime.jetstream.envelope import header_bytes
-from understudy.runtime.jetstream.publisher import MAX_HEADER_BYTES, PublishWindow
+from understudy.runtime.jetstream.publish_window import MAX_HEADER_BYTES, PublishWindow
 
 RENAMED = "Understudy-Original-"
 MAX_ERROR_CHARACTERS = 2000
@@ -74,7 +74,7 @@ async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> 
     }
     # A copied Nats-Expected-Stream would be refused for ever, a copied id would swallow a second letter.
     originals = {
-        (RENAMED + name if name.lower().startswith("nats-") else name): value
+        (RENAMED + name if name.lower().startswith("nats-") else name): _unbroken(value)
         for name, value in letter.headers.items()
         if _HEADER_NAME.fullmatch(name)
     }
@@ -83,7 +83,7 @@ async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> 
     for name in dropped:
         originals.pop(name, None)
     if dropped:
-        ours["Understudy-Headers-Left-Out"] = ", ".join(dropped)[:MAX_ERROR_CHARACTERS]
+        ours["Understudy-Headers-Left-Out"] = _line(", ".join(dropped))
     body = letter.body
     headers = {**originals, **ours}
     if len(body) + header_bytes(headers) + _MARGIN_BYTES > max_payload:
@@ -104,8 +104,13 @@ def _too_long(headers: Mapping[str, str], room: int) -> list[str]:
         if size <= room:
             break
         dropped.append(name)
-        size -= len(name.encode()) + len(headers[name].encode()) + 4
+        size -= len(f"{name}: {headers[name]}\r\n".encode(errors="surrogateescape"))
     return dropped
+
+
+def _unbroken(value: str) -> str:
+    # A server passes on a header with half a line break in it; nobody may write one.
+    return value.replace("\r", " ").replace("\n", " ")
 
 
 def _line(text: str) -> str:
