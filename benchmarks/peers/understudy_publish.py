@@ -1,7 +1,7 @@
 """A program that is no actor and publishes with understudy's Publisher.
 
-Run as `python -m benchmarks.peers.understudy_publish URL MESSAGES AT_ONCE`: so many tasks share the work, and
-each waits for its publish to be confirmed before its next.
+Run as `python -m benchmarks.peers.understudy_publish URL MESSAGES async|AT_ONCE`: one task that goes on while
+its events are unconfirmed, or so many tasks that each wait for the confirmation of one before their next.
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from benchmarks.readings import reading
 from understudy import Publisher
 
 
+async def publish_async(publisher: Publisher, messages: int) -> int:
+    """Publish within the publisher's window; return how many were confirmed as new messages."""
+    futures = [await publisher.publish_async(reading(number)) for number in range(messages)]
+    return sum([not (await future).duplicate for future in futures])
+
+
 async def publish(publisher: Publisher, numbers: Iterator[int]) -> int:
     """Publish until no number is left; return how many were confirmed as new messages."""
     confirmed = 0
@@ -24,14 +30,17 @@ async def publish(publisher: Publisher, numbers: Iterator[int]) -> int:
     return confirmed
 
 
-async def main(url: str, messages: int, at_once: int) -> None:
+async def main(url: str, messages: int, how: str) -> None:
     """Publish them all and say how long it took."""
     async with Publisher.connect(url) as publisher:
         clock = Clock()
-        numbers = iter(range(messages))
-        confirmed = await asyncio.gather(*(publish(publisher, numbers) for _ in range(at_once)))
-        clock.print_result(sum(confirmed))
+        if how == "async":
+            confirmed = await publish_async(publisher, messages)
+        else:
+            numbers = iter(range(messages))
+            confirmed = sum(await asyncio.gather(*(publish(publisher, numbers) for _ in range(int(how)))))
+        clock.print_result(confirmed)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

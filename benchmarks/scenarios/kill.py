@@ -187,7 +187,9 @@ class Kill(Scenario):
     """The scenario."""
 
     name = "kill"
-    description = f"kill -9 of a sole owner at full drain, ack_wait {ACK_WAIT_SECONDS:g} s: until what it had is handled"
+    description = (
+        f"kill -9 of a sole owner at full drain, ack_wait {ACK_WAIT_SECONDS:g} s: to the end of recovery"
+    )
     takes = "3 min"
     share = 3.0
     measures = (LAST, FIRST, RECOVERED, REPEATED)
