@@ -1,0 +1,217 @@
+"""What a cell holds back: blocked keys, work for too long, unconfirmed acks; and when its watchdog barks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from support.cells import Bench, bench, until
+from support.nats import NatsServer
+from understudy.actors.actor import Actor
+from understudy.actors.event import Event
+from understudy.actors.handlers import handles
+from understudy.actors.outcomes import Retry
+from understudy.actors.policies import Mailbox, RetryPolicy
+from understudy.runtime.app import App
+from understudy.runtime.cell import cell as cells
+from understudy.runtime.jetstream.api import consumer_info
+from understudy.runtime.jetstream.subscription import PullSubscription
+from understudy.runtime.stream import Stream
+
+
+class Placed(Event, subject="orders.placed"):
+    number: int
+    customer: str = "c"
+
+
+@pytest.fixture
+async def orders(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A broker for the orders app."""
+    async with bench(nats_server.url, tmp_path) as made:
+        yield made
+
+
+def app_of(actor: type[Actor]) -> App:
+    """Return an app with one actor."""
+    return App("shop", streams=[Stream("ORDERS", subjects=["orders.>"])], children=[actor])
+
+
+async def place(orders: Bench, numbers: range, customer: str = "c") -> None:
+    """Publish some orders, in their order."""
+    for number in numbers:
+        await orders.publisher.publish(Placed(number=number, customer=customer))
+
+
+async def test_blocked_keys_hold_half_of_the_mailbox_and_no_more(orders: Bench) -> None:
+    """Then the actor pauses and says so; what else it holds is handled, and it goes on when the key opens."""
+    down = True
+    seen: list[tuple[str, int]] = []
+
+    class Billing(
+        Actor,
+        key="customer",
+        mailbox=Mailbox(capacity=32),
+        retry=RetryPolicy(max_attempts=1000),
+    ):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            if down and event.customer == "bad":
+                raise Retry(delay_seconds=0.02)
+            seen.append((event.customer, event.number))
+
+    app = app_of(Billing)
+    cell = await orders.cell(app)
+    await place(orders, range(12), "bad")
+    await place(orders, range(100), "good")
+    # Twelve are less than half: the others go by.
+    await until(lambda: len(seen) == 100)
+    assert cell.status.state == "up"
+    await place(orders, range(12, 60), "bad")
+    await until(lambda: cell.status.state == "paused")
+    assert cell.status.reason.endswith(" deliveries wait behind failed ones that are tried again in place")
+    await place(orders, range(100, 120), "good")
+    await asyncio.sleep(0.5)
+    assert (await orders.backlog(app)).pending >= 20
+    down = False
+    await orders.settled(app)
+    assert [number for customer, number in seen if customer == "bad"] == list(range(60))
+    assert [number for customer, number in seen if customer == "good"] == list(range(120))
+    await until(lambda: cell.status.state == "up")
+
+
+async def test_an_ordered_actor_that_retries_stays_up(orders: Bench) -> None:
+    """Its whole mailbox waits for its head, and nothing else could be done with it."""
+    tries = 0
+    seen: list[int] = []
+
+    class Ledger(Actor, ordered=True, mailbox=Mailbox(capacity=8)):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            nonlocal tries
+            if event.number == 0 and (tries := tries + 1) < 4:
+                raise Retry(delay_seconds=0.05)
+            seen.append(event.number)
+
+    cell = await orders.cell(app_of(Ledger))
+    await place(orders, range(50))
+    await until(lambda: tries == 3)
+    assert cell.status.state == "up"
+    await until(lambda: len(seen) == 50)
+    assert seen == list(range(50))
+
+
+async def test_a_slow_handler_fetches_half_an_ack_wait_of_work(orders: Bench) -> None:
+    """What it would only come to later stays in the stream."""
+
+    class Slow(Actor, ack_wait_seconds=3.0, hang_timeout_seconds=1.0):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            await asyncio.sleep(0.1)
+
+    app = app_of(Slow)
+    cell = await orders.cell(app)
+    await place(orders, range(300))
+
+    # Ten in a second, and half of three seconds: fifteen.
+    async def holds_little() -> bool:
+        return (await orders.backlog(app)).ack_pending <= 20
+
+    assert not await holds_little()
+    await until(holds_little, 20)
+    for _ in range(10):
+        await asyncio.sleep(0.05)
+        assert 5 <= (await orders.backlog(app)).ack_pending <= 25
+    assert cell.status.counters["redelivered"] == 0
+
+
+async def test_with_double_ack_a_delivery_is_held_until_the_server_has_its_ack(orders: Bench) -> None:
+    """What isn't held any more is acked for certain."""
+
+    class Billing(Actor, double_ack=True, concurrency=4):
+        @handles
+        async def placed(self, event: Placed) -> None: ...
+
+    app = app_of(Billing)
+    cell = await orders.cell(app)
+    await place(orders, range(500))
+    while cell.status.counters["handled"] < 500:
+        await asyncio.sleep(0)
+        handled = cell.status.counters["handled"]
+        info = await consumer_info(orders.client, "ORDERS", "shop-billing")
+        assert info is not None
+        settled = 500 - info["num_pending"] - info["num_ack_pending"]
+        assert settled >= handled
+    await orders.settled(app)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watchdog that looks often."""
+    monkeypatch.setattr(cells, "CHECK_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_subscription_that_asks_for_nothing_is_rebuilt_then_its_cell_fails(
+    orders: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor restarts it; if that doesn't help, it says that it has stalled."""
+    seen: list[int] = []
+
+    class Billing(Actor):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            seen.append(event.number)
+
+    app = app_of(Billing)
+    with monkeypatch.context() as broken:
+        broken.setattr(PullSubscription, "_demand", lambda _: None)
+        cell = await orders.cell(app)
+        await place(orders, range(10))
+        assert cell.task is not None
+        await asyncio.wait({cell.task}, timeout=10)
+        assert type(cell.task.exception()).__name__ == "Stalled"
+        assert cell.status.state == "failed"
+        await cell.start(reason="Stalled: 10 messages wait", crashed=False)
+        await until(lambda: cell.status.state == "stalled")
+        assert cell.status.reason.startswith("10 messages wait in the stream")
+        assert seen == []
+    # Each further alarm makes a new subscription.
+    await until(lambda: len(seen) == 10)
+    await until(lambda: cell.status.state == "up")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_standing_still_for_a_reason_is_no_alarm(orders: Bench) -> None:
+    """A handler that waits, a delayed retry, a consumer that is paused, an empty stream."""
+    release = asyncio.Event()
+    tries = 0
+
+    class Billing(Actor, mailbox=Mailbox(capacity=2)):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            nonlocal tries
+            tries += 1
+            if event.number == 99:
+                raise Retry(delay_seconds=60)
+            await release.wait()
+
+    app = app_of(Billing)
+    cell = await orders.cell(app)
+    await asyncio.sleep(0.5)
+    await place(orders, range(10))
+    await asyncio.sleep(1.0)
+    assert cell.status.state == "up"
+    release.set()
+    await orders.settled(app)
+    await place(orders, range(99, 100))
+    await until(lambda: tries == 11)
+    await asyncio.sleep(1.0)
+    await orders.client.jetstream().pause_consumer("ORDERS", "shop-billing", "2099-01-01T00:00:00Z")
+    await place(orders, range(100, 110))
+    await asyncio.sleep(1.0)
+    assert cell.status.state == "up"
+    assert cell.task is not None
+    assert not cell.task.done()
