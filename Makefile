@@ -24,7 +24,7 @@ help:
 	@echo "make test-system  build the wheel, and run tests and demo against it"
 	@echo "make faults       kill every process of a tree, and see what happens"
 	@echo "make check        format, lint, types, direction of imports, packaging"
-	@echo "make bench        measure against a plain nats-py loop"
+	@echo "make bench        measure against nats-py, FastStream and nats.c"
 	@echo "make dev          only the environment, ready for an editor"
 	@echo "make format       let ruff format and fix"
 	@echo "PYTHON=python3.12 picks the Python, ARGS=... goes to the command"

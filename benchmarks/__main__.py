@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import math
 import os
@@ -49,6 +50,7 @@ exit status: 0 all measured and every message accounted for; 1 a message lost or
 that ended or stalled; 2 wrong usage, or no nats-server; 130 interrupted
 """
 ALL = "all"
+PICTURES = (".svg", ".png")
 
 
 def main() -> int:
@@ -75,6 +77,11 @@ def main() -> int:
     print(report.table())
     if options.json is not None:
         options.json.write_text(json.dumps(report.plain(), indent=2) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        # Heavy, and needed by nobody else.
+        from benchmarks.plot import draw
+
+        draw(report, options.plot)
     return 0
 
 
@@ -148,6 +155,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there, too")
     parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw a picture there, too: an .svg or a .png file"
+    )
+    parser.add_argument(
         "--directory",
         type=Path,
         help="where the broker's store is made, and removed again (default: where temporary files go)",
@@ -156,11 +166,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     # Now, and not after minutes of measuring.
     if options.directory is not None and not os.access(options.directory, os.W_OK):
         parser.error(f"--directory: {options.directory} is no directory that can be written to")
-    if options.json is not None:
-        try:
-            options.json.touch()
-        except OSError as error:
-            parser.error(f"--json: {options.json} can't be written: {error.strerror}")
+    for option, path in (("--json", options.json), ("--plot", options.plot)):
+        if path is not None:
+            try:
+                path.touch()
+            except OSError as error:
+                parser.error(f"{option}: {path} can't be written: {error.strerror}")
+    if options.plot is not None:
+        if options.plot.suffix not in PICTURES:
+            parser.error(f"--plot: {options.plot} is neither an .svg nor a .png file")
+        if importlib.util.find_spec("matplotlib") is None:
+            parser.error("--plot needs matplotlib: pip install 'understudy[bench]'")
     return options
 
 

@@ -8,14 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.batches import BATCH, BATCH_SECONDS
 from benchmarks.feeds import BACKLOGS, HEADED, LARGE, PINGS, PLAIN, RELAYED, UNIFORM, ZIPF, Feed
 from benchmarks.readings import Ping, Reading, Relayed
 from benchmarks.records import VARIABLE, Latencies, open_record
-from understudy import Actor, App, Child, StartContext, Stream, handles
+from understudy import Actor, App, Batch, Child, StartContext, Stream, handles
 
 APP = "bench"
 ACK_WAIT_SECONDS = 10.0
-SLOW_SECONDS = 1.0
+# Slow, and not so slow that less than a mailbox is fetched ahead.
+SLOW_SECONDS = 0.005
 
 
 def _sink(feed: Feed, **options: Any) -> type[Actor]:
@@ -71,6 +73,14 @@ class Slow(Actor):
         await asyncio.sleep(SLOW_SECONDS)
 
 
+class Batches(Actor):
+    """Takes many at once."""
+
+    @handles(PLAIN.subject, batch=Batch(size=BATCH, timeout_seconds=BATCH_SECONDS))
+    async def readings(self, events: list[Reading]) -> None:
+        """Do nothing."""
+
+
 class Relay(Actor):
     """Passes on what it is given."""
 
@@ -97,6 +107,7 @@ zipf = _alone(ZIPF, _sink(ZIPF, key="station"))
 probe = _alone(PINGS, Probe)
 owner = _alone(UNIFORM, Owner)
 slow = _alone(LARGE, Slow)
+batches = _alone(PLAIN, Batches)
 chain = App(APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[Relay, End])
 chain_wide = App(
     APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[Child(Relay, concurrency=256), End]

@@ -26,9 +26,10 @@ def compile_peer(directory: Path) -> str:
     program = directory / PROGRAM
     if program.exists():
         return ""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    name = os.environ.get("CC", "cc")
+    compiler = shutil.which(name)
     if compiler is None:
-        return f"{NEEDED} (there is no cc)"
+        return f"{NEEDED} (there is no {name})"
     result = subprocess.run(
         (compiler, "-O2", "-Wall", "-o", program, SOURCE, "-lnats"),
         capture_output=True,

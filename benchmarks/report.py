@@ -111,11 +111,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     scenarios: Sequence[ScenarioReport]
 
+    def method(self) -> str:
+        """What its numbers are."""
+        few = f" (fewer than {FEWEST_ROUNDS} mean little)" if self.rounds < FEWEST_ROUNDS else ""
+        return f"medians of {self.rounds} interleaved rounds{few}; every message accounted for"
+
     def table(self) -> str:
         """The report for people."""
-        lines = self.environment.lines()
-        few = f" (fewer than {FEWEST_ROUNDS} mean little)" if self.rounds < FEWEST_ROUNDS else ""
-        lines.append(f"medians of {self.rounds} interleaved rounds{few}; every message accounted for")
+        lines = [*self.environment.lines(), self.method()]
         for scenario in self.scenarios:
             lines += ["", *scenario.lines()]
         return "\n".join(lines)

@@ -17,7 +17,6 @@ from benchmarks.feeds import Feed
 from benchmarks.harness import Stage
 from understudy.runtime.jetstream import api
 
-PAUSE_HOURS = 1
 UNCONFIRMED = 4_096
 CONFIRM_SECONDS = 30.0
 
@@ -159,10 +158,15 @@ async def delete_consumer(client: Client, stream: str, durable: str) -> None:
 
 async def pause(client: Client, stream: str, durable: str) -> None:
     """Have the server hold everything back, so that who is measured can start in peace."""
-    until = datetime.now(UTC) + timedelta(hours=PAUSE_HOURS)
-    await client.jetstream().pause_consumer(stream, durable, until.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    await _pause_for(client, stream, durable, timedelta(hours=1))
 
 
 async def resume(client: Client, stream: str, durable: str) -> None:
-    """Let the server deliver."""
-    await client.jetstream().resume_consumer(stream, durable)
+    """Let the server deliver, in a moment."""
+    # Resumed by request, nats-server 2.15.1 doesn't serve who waits already; at the end of a pause it does.
+    await _pause_for(client, stream, durable, timedelta(milliseconds=50))
+
+
+async def _pause_for(client: Client, stream: str, durable: str, duration: timedelta) -> None:
+    until = (datetime.now(UTC) + duration).isoformat().replace("+00:00", "Z")
+    await client.jetstream().pause_consumer(stream, durable, until)

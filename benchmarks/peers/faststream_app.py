@@ -17,12 +17,9 @@ import uvloop
 from fast_depends.msgspec import MsgSpecSerializer
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 
+from benchmarks.batches import BATCH, BATCH_SECONDS
 from benchmarks.peers.worker import run_worker
 from benchmarks.readings import Reading
-
-BATCH = 256
-# How long a batch may take to fill up.
-BATCH_SECONDS = 0.1
 
 _decode = msgspec.msgpack.Decoder(Reading).decode
 

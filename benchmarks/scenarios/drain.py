@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks import streams
+from benchmarks.batches import BATCH
 from benchmarks.consumers import Consumer
 from benchmarks.draining import Draining
 from benchmarks.feeds import HEADED, LARGE, PLAIN, UNIFORM, ZIPF, Feed
@@ -57,7 +58,7 @@ class DrainLarge(Drain):
     """The same with larger messages."""
 
     name = "drain-1k"
-    description = "the same with bodies of 1 KiB"
+    description = "drain messages with bodies of 1 KiB"
     is_quick = False
     goals = ()
     _app = "large"
@@ -74,6 +75,24 @@ class _OfOurs(Scenario):
         """Fill the streams once."""
         for feed in self._feeds:
             await streams.fill_stream(stage, feed, stage.messages)
+
+
+class DrainBatches(_OfOurs):
+    """Handlers that take many messages at once."""
+
+    name = "batches"
+    description = f"drain by a handler of batches of {BATCH}"
+    takes = "2 min"
+    goals = (Goal(measure=RATE, ours="understudy run, batches", other="FastStream batch", at_least=4.0),)
+    _feeds = (PLAIN,)
+
+    def contenders(self, _messages: int) -> Sequence[Contender]:
+        """Return ours, and FastStream's."""
+        return [
+            Draining(RunningApp("batches", "understudy run, batches"), PLAIN),
+            Draining(RunningApp("batches", "understudy run, batches, public API", PUBLIC_LANE), PLAIN),
+            Draining(FastStream("batch"), PLAIN),
+        ]
 
 
 class DrainHeaders(_OfOurs):

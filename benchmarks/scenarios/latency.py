@@ -127,7 +127,7 @@ class LatencyHalfLoad(Latency):
     """The scenario at half of what the slowest contender can take."""
 
     name = "latency-half"
-    description = "the same at half the rate at which publisher, broker and the slowest contender keep up"
+    description = "publish to handler, at half the rate that publisher, broker and slowest contender keep up"
     share = 1.0
 
     async def prepare(self, stage: Stage) -> None:

@@ -22,7 +22,7 @@ SAMPLE_SECONDS = 0.5
 
 
 class Holding(Contender):
-    """An app whose handler takes a second for each event.
+    """An app whose handler takes its time.
 
     Args:
         app: the app.
@@ -73,7 +73,7 @@ class SlowHandler(Scenario):
     """The scenario."""
 
     name = "slow-handler"
-    description = "memory of a cell whose handler takes a second, a million messages of 1 KiB waiting"
+    description = "memory of a cell with a slow handler, its mailbox full, messages of 1 KiB waiting"
     takes = "12 min"
     share = 10.0
     measures = (PSS, SLOPE)
