@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import nats.errors
 import structlog
@@ -62,6 +63,7 @@ class Settlement:
         self._client = client
         self._acked = acked
         self._acks: list[bytes] = []
+        self._fails = False
         self._loop = asyncio.get_running_loop()
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -128,7 +130,7 @@ class Settlement:
                 if number % BURST == 0:
                     await asyncio.sleep(0)
         except nats.errors.Error as error:
-            _log.warning("naks not written", error=str(error))
+            self._warn("naks not written", error=str(error))
             return False
         return previous is None or await self._request(previous, b"-NAK")
 
@@ -144,8 +146,9 @@ class Settlement:
         acks, self._acks = self._acks, []
         try:
             client.write(b"PUB " + b" 0\r\n\r\nPUB ".join(acks) + b" 0\r\n\r\n")
+            self._fails = False
         except nats.errors.Error as error:
-            _log.warning("acks not written", acks=len(acks), error=str(error))
+            self._warn("acks not written", acks=len(acks), error=str(error))
         self._acked()
 
     async def _publish_acks(self) -> None:
@@ -163,17 +166,24 @@ class Settlement:
     async def _publish(self, reply: bytes, body: bytes) -> None:
         try:
             await self._client.publish(reply.decode(), body)
+            self._fails = False
         except nats.errors.Error as error:
-            _log.warning(
+            self._warn(
                 "settlement not written", reply=reply.decode(), body=body.decode()[:8], error=str(error)
             )
+
+    def _warn(self, event: str, **details: Any) -> None:
+        """Log the first of a row of failures; after a connection's end, all that is settled fails alike."""
+        (_log.debug if self._fails else _log.warning)(event, **details)
+        self._fails = True
 
     async def _request(self, reply: bytes, body: bytes) -> bool:
         await self.flush()
         try:
             await self._client.request(reply.decode(), body, timeout=CONFIRM_TIMEOUT_SECONDS)
+            self._fails = False
         except (nats.errors.Error, TimeoutError) as error:
-            _log.warning(
+            self._warn(
                 "settlement not confirmed", reply=reply.decode(), body=body.decode()[:8], error=str(error)
             )
             return False
