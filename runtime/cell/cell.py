@@ -201,6 +201,7 @@ class Cell:
             client,
             spec.stream,
             spec.durable,
+            consumer["created"],
             self._mailbox,
             self._settlement,
             self._deliver,
@@ -411,8 +412,11 @@ class Cell:
         self._status.gauge("connected", int(state == "connected"))
         if state == "closed" and not self._draining:
             self._fail(BrokerError("the broker connection is closed for good"))
-        elif state == "connected" and self._prepared:
-            self._subscription.reconnected()
+        elif self._prepared:
+            if state == "connected":
+                self._subscription.reconnected()
+            else:
+                self._subscription.disconnected()
 
     def _on_mode(self, mode: Mode, breaker: str) -> None:
         self._resting = mode is Mode.NONE

@@ -2,7 +2,8 @@
 
 Up to two pull requests are open at a time, each under an inbox of its own, so that every delivery and status
 frame says by its subscription which request it answers: what is outstanding, in messages and bytes, is known
-exactly. While one request is being filled, the other asks for what has been settled since.
+exactly. While one request is being filled, the other asks for what has been settled since. Without the fast
+lane there is one: nats-py has a task for each subscription, and two would lose the order.
 
 A sole owner's subscription is a candidate first: it asks for one message at a time, without an id, and is the
 owner from the delivery on that pins it. Then all that is unsettled comes again before anything newer.
@@ -14,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -46,8 +46,13 @@ LOST_AFTER_SECONDS = 2.0
 RETRY_SECONDS = 0.25
 # So often a standby looks whether there is an owner.
 LOOK_SECONDS = 2.0
+# An open request is told of its consumer's end. Without one for so long, the consumer is looked at before it
+# is asked again: it may be another of the same name.
+UNHEARD_SECONDS = 0.1
+WARN_AGAIN_SECONDS = 60.0
 REQUESTS = 2
 _EXPIRES_NANOSECONDS = round(EXPIRES_SECONDS * 1_000_000_000)
+_NO_LIMIT = 1 << 30
 _log = structlog.get_logger("understudy.subscription")
 
 
@@ -70,7 +75,7 @@ class Room(Protocol):
 class _Request:
     """One of the pull requests that may be open at once, under an inbox of its own."""
 
-    __slots__ = ("inbox", "lost_at", "number", "outstanding", "reserved", "subscription")
+    __slots__ = ("inbox", "number", "opened_at", "outstanding", "reserved", "subscription")
 
     def __init__(self, inbox: str) -> None:
         self.inbox = inbox
@@ -78,7 +83,12 @@ class _Request:
         self.number = 0
         self.outstanding = 0
         self.reserved = 0
-        self.lost_at = 0.0
+        self.opened_at = 0.0
+
+    @property
+    def lost_at(self) -> float:
+        """When its answer is long overdue."""
+        return self.opened_at + EXPIRES_SECONDS + LOST_AFTER_SECONDS
 
     @property
     def reply(self) -> str:
@@ -95,7 +105,7 @@ class _Request:
         self.number += 1
         self.outstanding = messages
         self.reserved = size
-        self.lost_at = time.monotonic() + EXPIRES_SECONDS + LOST_AFTER_SECONDS
+        self.opened_at = time.monotonic()
 
     def end(self) -> None:
         """Expect nothing more."""
@@ -106,8 +116,9 @@ class PullSubscription:
     """Asks a durable consumer for as much as there is room for.
 
     Args:
-        client: a connection; the subscription must hear of its reconnects by `reconnected`.
+        client: a connection; the subscription must hear by `disconnected` and `reconnected` how it fares.
         stream, durable: the consumer.
+        created: when it was made, as the server says: another one of its name isn't ours.
         room: the mailbox's free space.
         settlement: whose acks are written before the room that they made is asked for again.
         deliver: called in the event loop with each delivery's subject, reply subject, header block and body;
@@ -121,6 +132,7 @@ class PullSubscription:
         client: Client,
         stream: str,
         durable: str,
+        created: str,
         room: Room,
         settlement: Settlement,
         deliver: Receiver,
@@ -131,6 +143,7 @@ class PullSubscription:
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._stream = stream
         self._durable = durable
+        self._created = created
         self._room = room
         self._settlement = settlement
         self._deliver = deliver
@@ -138,11 +151,17 @@ class PullSubscription:
         self._pin = pin
         self._requests: list[_Request] = []
         self._epoch = 0
-        self._unanswered = False
+        self._connected = client.is_connected
+        # Whether the consumer is to be looked at before it is asked again, and when something was last heard.
+        self._unsure = False
+        self._heard_at = 0.0
         self._not_before = 0.0
-        # A message is known to need more than so many bytes, and the server to take no larger batch.
+        self._warned_at: dict[str, float] = {}
+        # A message is known to need more than so many bytes.
         self._too_few_bytes = 0
-        self._max_batch = 1 << 30
+        # What the consumer's configuration allows a request at most.
+        self._max_batch = self._max_bytes = _NO_LIMIT
+        self._expires = _EXPIRES_NANOSECONDS
         # Of an owner that was just pinned or has reconnected, until all that came again is there.
         self._gathered: list[tuple[bytes, bytes, bytes, bytes]] | None = None
         self._look_at = 0.0
@@ -175,8 +194,19 @@ class PullSubscription:
         self._paused = False
         self._changed.set()
 
+    def disconnected(self) -> None:
+        """Give up the inboxes, before the connection is back.
+
+        nats-py subscribes again to what it knows and writes what waits, and a request among that would bring
+        deliveries that overtake the lost ones.
+        """
+        self._connected = False
+        self._epoch += 1
+        self._changed.set()
+
     def reconnected(self) -> None:
         """Begin again under new inboxes: the old ones' requests may live on in the server."""
+        self._connected = True
         self._epoch += 1
         self._changed.set()
 
@@ -221,14 +251,20 @@ class PullSubscription:
             # Cleared before looking, so that what happens while the request is sent isn't missed.
             self._changed.clear()
             try:
-                if epoch != self._epoch and not self._stopping and self._client.is_connected:
+                if not self._connected:
+                    # What is in hand comes again with the rest.
+                    self._gathered = None
+                    await self._close_inboxes()
+                elif epoch != self._epoch and not self._stopping:
                     epoch = self._epoch
                     await self._open_inboxes()
                 elif self._gathered is not None:
                     # Pinned by the delivery that is in hand.
                     await self._recover()
-                # Reconnected meanwhile: what was just asked and given back may be lost.
-                wait = await self._refill() if epoch == self._epoch else 0.0
+                if epoch != self._epoch and self._connected and not self._stopping:
+                    # Reconnected meanwhile: what was just asked and given back may be lost.
+                    continue
+                wait = await self._refill()
             except (nats.errors.Error, BrokerError, TimeoutError) as error:
                 # Disconnected, most likely: begin again when the connection is back.
                 _log.debug("pull request not sent", durable=self._durable, error=str(error))
@@ -245,24 +281,24 @@ class PullSubscription:
 
     async def _refill(self) -> float:
         """Send requests while there is demand, and return when to look again at the latest, in seconds."""
-        if self._stopping:
-            return LOST_AFTER_SECONDS
-        if not self._client.is_connected:
+        if self._stopping or not self._requests or not self._client.is_connected:
             return RETRY_SECONDS
         now = time.monotonic()
-        if any(request.outstanding > 0 and now > request.lost_at for request in self._requests):
-            _log.warning("a pull request was lost", durable=self._durable, messages=self._outstanding())
-            self._epoch += 1
-            self._unanswered = True
-        if self._unanswered:
-            # A consumer that doesn't exist doesn't answer; nor does one that has no leader for a moment.
-            if await api.consumer_info(self._client, self._stream, self._durable) is None:
-                self._gone()
-                return LOST_AFTER_SECONDS
-            self._unanswered = False
-            return 0.0
         if now < self._not_before:
             return self._not_before - now
+        waiting = [request for request in self._requests if request.outstanding > 0]
+        overdue = [request for request in waiting if now > request.lost_at]
+        if overdue and overdue != waiting:
+            # To begin again now would strand what the other request is being sent.
+            return LOST_AFTER_SECONDS
+        unheard = not waiting and now - self._heard_at > UNHEARD_SECONDS and self._demand() is not None
+        if self._unsure or overdue or unheard:
+            await self._look_up()
+            if any(request.outstanding > 0 for request in overdue):
+                # The answer came behind all that was on its way, so these are not just still unread.
+                self._warn("a pull request was lost", messages=self._outstanding())
+                self._epoch += 1
+            return 0.0
         if self._is_candidate():
             return await self._stand_by(now)
         for request in self._requests:
@@ -272,6 +308,30 @@ class PullSubscription:
                     break
                 await self._ask(request, demand)
         return LOST_AFTER_SECONDS
+
+    async def _look_up(self) -> dict[str, Any] | None:
+        """Learn what the consumer allows, and fail if it isn't there or isn't the one that we know.
+
+        Returns:
+            The server's description of it, None if it failed.
+        """
+        info = await api.consumer_info(self._client, self._stream, self._durable)
+        if info is None:
+            self._gone()
+            return None
+        if info["created"] != self._created:
+            self._fail(
+                f"consumer {self._durable} was deleted and made again; "
+                "what this cell holds is not the new one's, and the restarted cell begins with that"
+            )
+            return None
+        config = info["config"]
+        self._max_batch = config.get("max_batch") or _NO_LIMIT
+        self._max_bytes = config.get("max_bytes") or _NO_LIMIT
+        self._expires = min(config.get("max_expires") or _EXPIRES_NANOSECONDS, _EXPIRES_NANOSECONDS)
+        self._unsure = False
+        self._heard_at = time.monotonic()
+        return info
 
     def _is_candidate(self) -> bool:
         return self._pin is not None and not self._pin.id
@@ -289,7 +349,7 @@ class PullSubscription:
         # The server must see the acks first: their room is what is asked for.
         await self._settlement.flush()
         self._asked_at = time.monotonic()
-        await self._publish(demand | {"expires": _EXPIRES_NANOSECONDS}, request.reply)
+        await self._publish(demand | {"expires": self._expires}, request.reply)
 
     async def _publish(self, demand: dict[str, Any], reply: str) -> None:
         demand = demand if self._pin is None else self._pin.request(demand)
@@ -312,10 +372,11 @@ class PullSubscription:
             return None
         batch = min(free, self._max_batch)
         size = self._room.free_bytes() - sum(request.reserved for request in self._requests)
-        # Half of it, so that the other request has something to ask for.
-        for part in ((size + 1) // 2, size):
-            if part > self._too_few_bytes:
-                return {"batch": batch, "max_bytes": part}
+        # A share of it, so that the other request has something to ask for.
+        for share in (-(-size // len(self._requests)), size):
+            allowed = min(share, self._max_bytes)
+            if allowed > self._too_few_bytes:
+                return {"batch": batch, "max_bytes": allowed}
         # A message larger than the byte bound is fetched alone, into an empty mailbox.
         alone = self._room.is_empty() and self._outstanding() == 0
         return {"batch": 1} if alone else None
@@ -327,21 +388,21 @@ class PullSubscription:
             if not reply:
                 self._on_status(request, subject, block)
                 return
-            request.reserved -= len(body)
-            request.outstanding -= 1
-            self._too_few_bytes = 0
-            if request.outstanding <= 0:
-                request.end()
-                self._changed.set()
             if pin is not None:
                 if not pin.id and (pin_id := read_pin(block)):
                     pin.set(pin_id)
                     self._gathered = []
                 block = pin.strip(block)
-                if self._gathered is not None:
-                    self._gathered.append((subject, reply, block, body))
-                    return
-            deliver(subject, reply, block, body)
+            # As the server counts, which ends a request that this fills exactly without a word.
+            request.reserved -= len(subject) + len(reply) + len(block) + len(body)
+            request.outstanding -= 1
+            self._too_few_bytes = 0
+            if request.outstanding <= 0 or request.reserved == 0:
+                self._end(request)
+            if self._gathered is None:
+                deliver(subject, reply, block, body)
+            else:
+                self._gathered.append((subject, reply, block, body))
 
         return receive
 
@@ -349,12 +410,9 @@ class PullSubscription:
         code, description = headers.status(block)
         if code == "100":
             return
-        if subject != request.reply.encode():
+        if subject != request.reply.encode() or request.outstanding <= 0:
+            # Of a request that was filled: it came late, or says that its bytes weren't.
             return
-        if description.startswith("Message Size Exceeds"):
-            self._too_few_bytes = max(self._too_few_bytes, request.reserved)
-        request.end()
-        self._changed.set()
         if code == "423" and self._pin is not None:
             # Unpinned, by time or by hand: look who has it now.
             self._pin.set("")
@@ -363,15 +421,35 @@ class PullSubscription:
             self._gone()
         elif description == "Consumer is push based" or code == "400":
             self._fail(f"consumer {self._durable} can't be pulled from: {description}")
-        elif limit := re.fullmatch(r"Exceeded MaxRequestBatch of (\d+)", description):
-            self._max_batch = int(limit[1])
-        elif code not in ("404", "408") and not description.startswith(
-            ("Message Size Exceeds", "Batch Comp")
-        ):
-            _log.warning("pull request ended", durable=self._durable, status=code, description=description)
-            # Nobody heard it.
-            self._unanswered = code == "503"
+        elif description.startswith("Message Size Exceeds"):
+            self._too_few_bytes = max(self._too_few_bytes, request.reserved)
+        elif description == "Request Timeout":
+            # Some consumers let no request wait for long.
+            self._not_before = max(self._not_before, request.opened_at + RETRY_SECONDS)
+        elif description != "Batch Completed":
+            self._warn("pull request ended", status=code, description=description)
+            # Nobody may have heard it, or what the consumer allows has changed.
+            self._unsure = True
             self._not_before = time.monotonic() + RETRY_SECONDS
+        # So many won't come. The others may, after it, from a consumer with replicas.
+        pending = headers.find(block, b"Nats-Pending-Messages") or ""
+        request.outstanding -= int(pending) if pending.isdigit() else request.outstanding
+        if request.outstanding <= 0:
+            self._end(request)
+
+    def _end(self, request: _Request) -> None:
+        request.end()
+        self._heard_at = time.monotonic()
+        self._changed.set()
+
+    def _warn(self, event: str, **details: Any) -> None:
+        """Log a warning, but not the same one over and over."""
+        key = f"{event} {details.get('description')}"
+        now = time.monotonic()
+        again = now - self._warned_at.get(key, -WARN_AGAIN_SECONDS) < WARN_AGAIN_SECONDS
+        if not again:
+            self._warned_at[key] = now
+        (_log.debug if again else _log.warning)(event, durable=self._durable, **details)
 
     def _gone(self) -> None:
         self._fail(
@@ -380,14 +458,17 @@ class PullSubscription:
         )
 
     def _fail(self, problem: str) -> None:
-        self._stopping = True
-        self._failed(BrokerError(problem))
+        if not self._stopping:
+            self._stopping = True
+            self._failed(BrokerError(problem))
 
     async def _open_inboxes(self) -> None:
         await self._close_inboxes()
-        if self._pin is not None:
-            await self._look_for_owner()
-        self._requests = [_Request(self._client.new_inbox()) for _ in range(REQUESTS)]
+        await (self._look_up() if self._pin is None else self._look_for_owner())
+        if self._stopping:
+            return
+        count = REQUESTS if isinstance(self._client, FastClient) else 1
+        self._requests = [_Request(self._client.new_inbox()) for _ in range(count)]
         for request in self._requests:
             await self._subscribe(request)
         self._not_before = 0.0
@@ -400,9 +481,8 @@ class PullSubscription:
         pin = self._pin
         assert pin is not None
         self._look_at = time.monotonic() + (RETRY_SECONDS if pin.ownership.was_born(0.0) else LOOK_SECONDS)
-        info = await api.consumer_info(self._client, self._stream, self._durable)
+        info = await self._look_up()
         if info is None:
-            self._gone()
             return
         other = pinned_id(info)
         if pin.id and other == pin.id:

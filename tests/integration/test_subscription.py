@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from support.cells import Bench, CellRun, bench, until
+from support.cells import Bench, CellRun, bench, both_lanes, until
 from support.nats import NatsServer
 from support.proxy import proxy
+from support.pulling import Room, pulling
 from understudy.actors.actor import Actor
 from understudy.actors.errors import BrokerError
 from understudy.actors.event import Event
@@ -22,8 +23,6 @@ from understudy.actors.handlers import handles
 from understudy.actors.policies import Mailbox
 from understudy.actors.supervision import Child
 from understudy.runtime.app import App
-from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subject
-from understudy.runtime.jetstream.subscription import PullSubscription
 from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.stream import Stream
 
@@ -38,10 +37,12 @@ class Placed(Event, subject="orders.placed"):
     customer: str = "c"
 
 
-@pytest.fixture
-async def orders(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Bench]:
+@both_lanes
+async def orders(
+    nats_server: NatsServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Bench]:
     """A broker for the app shop."""
-    async with bench(nats_server.url, tmp_path) as made:
+    async with bench(nats_server.url, tmp_path, fast_lane=request.param) as made:
         yield made
 
 
@@ -93,58 +94,6 @@ async def failure(cell: CellRun) -> BaseException | None:
     return cell.task.exception()
 
 
-class Room:
-    """A mailbox as the subscription sees it; the test takes things out of it."""
-
-    def __init__(self, capacity: int, max_bytes: int = 1 << 20) -> None:
-        self.size = capacity
-        self.max_bytes = max_bytes
-        self.held: list[tuple[bytes, bytes]] = []
-        self.most = 0
-
-    def deliver(self, _subject: bytes, reply: bytes, _block: bytes, body: bytes) -> None:
-        self.held.append((reply, body))
-        self.most = max(self.most, len(self.held))
-
-    def free(self) -> int:
-        return self.size - len(self.held)
-
-    def free_bytes(self) -> int:
-        return self.max_bytes - sum(len(body) for _, body in self.held)
-
-    def capacity(self) -> int:
-        return self.size
-
-    def is_empty(self) -> bool:
-        return not self.held
-
-
-class Pulling:
-    """A subscription to the app's consumer with a room of the test's own."""
-
-    def __init__(self, orders: Bench, room: Room) -> None:
-        self.room = room
-        self.failures: list[BrokerError] = []
-        self.settlement = Settlement(orders.client)
-        self.subscription = PullSubscription(
-            orders.client,
-            "ORDERS",
-            "shop-billing",
-            room,
-            self.settlement,
-            room.deliver,
-            self.failures.append,
-        )
-
-    async def settle(self, count: int) -> list[int]:
-        """Ack the oldest in the room, and return their sequences."""
-        taken, self.room.held = self.room.held[:count], self.room.held[count:]
-        for reply, _ in taken:
-            self.settlement.ack(reply)
-            self.subscription.settled()
-        return [parse_ack_subject(reply)[1] for reply, _ in taken]
-
-
 @pytest.fixture
 async def app(orders: Bench) -> App:
     """The app, its stream and consumer made."""
@@ -155,95 +104,95 @@ async def app(orders: Bench) -> App:
 
 async def test_never_more_is_asked_for_than_there_is_room(orders: Bench, app: App) -> None:
     """And everything comes, in order, as room is made."""
-    pulling = Pulling(orders, Room(8))
+    pull = await pulling(orders, Room(8))
     await place(orders, range(100))
-    pulling.subscription.start()
+    pull.subscription.start()
     seen: list[int] = []
     while len(seen) < 100:
-        await until(lambda: bool(pulling.room.held))
-        seen += await pulling.settle(3)
+        await until(lambda: bool(pull.room.held))
+        seen += await pull.settle(3)
         assert (await orders.backlog(app)).ack_pending <= 8 + 3
     assert seen == list(range(1, 101))
-    assert pulling.room.most <= 8
-    await pulling.subscription.stop()
+    assert pull.room.most <= 8
+    await pull.subscription.stop()
 
 
 async def test_bytes_bound_what_is_held_too(orders: Bench, app: App) -> None:
     """And one that is larger than the bound comes alone."""
-    pulling = Pulling(orders, Room(64, max_bytes=10_000))
+    pull = await pulling(orders, Room(64, max_bytes=10_000))
     sizes = [3000, 3000, 3000, 3000, 30_000, 3000, 10, 10]
     for size in sizes:
         await orders.publisher.publish_raw("orders.placed", b"x" * size)
-    pulling.subscription.start()
+    pull.subscription.start()
     seen: list[int] = []
     while len(seen) < len(sizes):
-        await until(lambda: bool(pulling.room.held))
-        held = [len(body) for _, body in pulling.room.held]
+        await until(lambda: bool(pull.room.held))
+        held = [len(body) for _, body in pull.room.held]
         assert sum(held) <= 10_000 or held == [30_000]
         seen += held[:1]
-        await pulling.settle(1)
+        await pull.settle(1)
     assert seen == sizes
-    await pulling.subscription.stop()
+    await pull.subscription.stop()
 
 
 async def test_paused_it_asks_for_nothing_and_resumed_it_goes_on(orders: Bench, app: App) -> None:
     """What was asked for before may still arrive, and nothing more."""
-    pulling = Pulling(orders, Room(4))
-    pulling.subscription.start()
+    pull = await pulling(orders, Room(4))
+    pull.subscription.start()
     await place(orders, range(4))
-    await until(lambda: len(pulling.room.held) == 4)
-    pulling.subscription.pause()
-    await pulling.settle(4)
+    await until(lambda: len(pull.room.held) == 4)
+    pull.subscription.pause()
+    await pull.settle(4)
     await place(orders, range(4, 8))
     # Longer than a request lives, and than the loop waits to look again.
     await asyncio.sleep(2.5)
-    assert pulling.room.held == []
-    pulling.subscription.resume()
-    await until(lambda: len(pulling.room.held) == 4, 1)
-    await pulling.subscription.stop()
+    assert pull.room.held == []
+    pull.subscription.resume()
+    await until(lambda: len(pull.room.held) == 4, 1)
+    await pull.subscription.stop()
 
 
 async def test_after_idling_it_is_at_full_speed_at_once(orders: Bench, app: App) -> None:
     """Requests expire and their credit comes back: demand is neither lost nor doubled."""
-    pulling = Pulling(orders, Room(512))
+    pull = await pulling(orders, Room(512))
     with capture_logs() as logs:
-        pulling.subscription.start()
+        pull.subscription.start()
         await asyncio.sleep(3.2)
         started = time.monotonic()
         await orders.publisher.publish(Placed(number=0))
-        await until(lambda: len(pulling.room.held) == 1)
+        await until(lambda: len(pull.room.held) == 1)
         assert time.monotonic() - started < 0.2
         await place(orders, range(1, 2000))
-        await until(lambda: len(pulling.room.held) == 512, 1)
+        await until(lambda: len(pull.room.held) == 512, 1)
         await orders.client.flush()
-        assert pulling.room.most == 512
+        assert pull.room.most == 512
         assert (await orders.backlog(app)).ack_pending == 512
         started = time.monotonic()
         seen = 0
         while seen < 2000:
-            await until(lambda: bool(pulling.room.held))
-            seen += len(await pulling.settle(512))
+            await until(lambda: bool(pull.room.held))
+            seen += len(await pull.settle(512))
         assert time.monotonic() - started < 2
     assert logs == []
-    assert pulling.room.most == 512
-    await pulling.subscription.stop()
+    assert pull.room.most == 512
+    await pull.subscription.stop()
 
 
 async def test_stopping_waits_for_what_is_on_its_way(orders: Bench, app: App) -> None:
     """Nothing is left with the server as delivered that isn't in the mailbox."""
-    pulling = Pulling(orders, Room(256))
+    pull = await pulling(orders, Room(256))
     for _ in range(5):
-        pulling = Pulling(orders, pulling.room)
+        pull = await pulling(orders, pull.room)
         publishing = asyncio.create_task(place(orders, range(500)))
-        pulling.subscription.start()
-        await until(lambda room=pulling.room: bool(room.held))  # type: ignore[misc]
-        await pulling.subscription.stop()
-        held = len(pulling.room.held)
+        pull.subscription.start()
+        await until(lambda room=pull.room: bool(room.held))  # type: ignore[misc]
+        await pull.subscription.stop()
+        held = len(pull.room.held)
         await publishing
         assert (await orders.backlog(app)).ack_pending == held
-        await pulling.settle(held)
+        await pull.settle(held)
         await orders.client.flush()
-    assert pulling.failures == []
+    assert pull.failures == []
 
 
 async def test_a_consumer_deleted_while_pulling_fails_the_cell(orders: Bench) -> None:
@@ -287,7 +236,7 @@ async def test_a_consumer_without_a_leader_for_a_moment_is_not_gone(orders: Benc
     app = handled.app()
     await ensure_topology(orders.client, app.spec(), apply=True)
     async with proxy(orders.url) as between:
-        cell = CellRun(app, between.url, orders.directory)
+        cell = orders.cell_run(app, between.url)
         with capture_logs() as logs:
             # Requests for a consumer that nobody serves are what the server sees.
             between.rewrite = (b"MSG.NEXT.ORDERS.shop-billing", b"MSG.NEXT.ORDERS.shop-elected")
@@ -337,7 +286,7 @@ async def test_cut_connections_under_load_lose_nothing(orders: Bench, key: str |
     app = handled.app(key=key, ack_wait_seconds=2, hang_timeout_seconds=1, mailbox=Mailbox(capacity=256))
     await ensure_topology(orders.client, app.spec(), apply=True)
     async with proxy(orders.url) as between:
-        cell = CellRun(app, between.url, orders.directory)
+        cell = orders.cell_run(app, between.url)
         await cell.start()
         publishing = asyncio.create_task(place(orders, range(count), 20))
         for cut in range(1, cuts + 1):

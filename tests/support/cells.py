@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from nats.aio.client import Client
 
 from understudy.config.connection import ConnectionSpec
@@ -22,6 +23,8 @@ from understudy.runtime.jetstream.topology import Backlog, backlog, dead_letter_
 from understudy.runtime.specs import CellSpec
 
 TIMEOUT_SECONDS = 15.0
+# Decorates a fixture: each of its tests runs with and without the fast lane, which `request.param` says.
+both_lanes = pytest.fixture(params=[True, False], ids=["fast lane", "public API"])
 
 
 async def until(
@@ -42,10 +45,11 @@ async def until(
 class CellRun:
     """One cell of an app, started and stopped by the test."""
 
-    def __init__(self, app: App, url: str, directory: Path) -> None:
+    def __init__(self, app: App, url: str, directory: Path, *, fast_lane: bool = True) -> None:
         self.app = app
         self.url = url
         self.directory = directory
+        self.fast_lane = fast_lane
         self.generation = 0
         self.cell: Cell | None = None
         self.task: asyncio.Task[str] | None = None
@@ -63,7 +67,7 @@ class CellRun:
                 run_directory=str(self.directory),
                 launcher_pid=0,
                 revision=0,
-                connection=ConnectionSpec(servers=(self.url,)),
+                connection=ConnectionSpec(servers=(self.url,), fast_lane=self.fast_lane),
                 log_level="info",
                 log_format="console",
                 shutdown_timeout_seconds=10,
@@ -103,19 +107,31 @@ class CellRun:
 
 
 class Bench:
-    """A broker, a plain client, a publisher and the cells of a test."""
+    """A broker, a client, a publisher and the cells of a test."""
 
-    def __init__(self, url: str, directory: Path, client: Client, publisher: Publisher) -> None:
+    def __init__(
+        self, url: str, directory: Path, client: Client, publisher: Publisher, *, fast_lane: bool
+    ) -> None:
         self.url = url
         self.directory = directory
         self.client = client
         self.publisher = publisher
+        self.fast_lane = fast_lane
         self.cells: list[CellRun] = []
+
+    def cell_run(self, app: App, url: str = "") -> CellRun:
+        """Return an app's first cell, which the test starts and stops itself.
+
+        Args:
+            app: its streams and consumers exist.
+            url: where the cell connects, if not to the broker directly.
+        """
+        return CellRun(app, url or self.url, self.directory, fast_lane=self.fast_lane)
 
     async def cell(self, app: App, **options: Any) -> CellRun:
         """Make the app's streams and consumers, and start its first cell."""
         await ensure_topology(self.client, app.spec(), apply=True)
-        run = CellRun(app, self.url, self.directory)
+        run = self.cell_run(app)
         self.cells.append(run)
         await run.start(**options)
         return run
@@ -150,11 +166,18 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(url: str, directory: Path) -> AsyncIterator[Bench]:
-    """Connect to the broker for the length of a test, and stop what cells still run at its end."""
-    client = await connection.connect(ConnectionSpec(servers=(url,)), name="test")
-    async with Publisher.connect(url, source="test") as publisher:
-        made = Bench(url, directory, client, publisher)
+async def bench(url: str, directory: Path, *, fast_lane: bool = True) -> AsyncIterator[Bench]:
+    """Connect to the broker for the length of a test, and stop what cells still run at its end.
+
+    Args:
+        url: the broker.
+        directory: for the cell files.
+        fast_lane: whether client and cells read past nats-py's public interface.
+    """
+    spec = ConnectionSpec(servers=(url,), fast_lane=fast_lane)
+    client = await connection.connect(spec, name="test")
+    async with Publisher.connect(spec, source="test") as publisher:
+        made = Bench(url, directory, client, publisher, fast_lane=fast_lane)
         try:
             yield made
         finally:
