@@ -92,7 +92,6 @@ class PublishWindow:
         unconfirmed = [*self._in_flight.values(), *self._queued]
         self._in_flight.clear()
         self._queued.clear()
-        self._bytes = 0
         for message in unconfirmed:
             self._fail(message, _CLOSED)
 
@@ -114,12 +113,8 @@ class PublishWindow:
                 stream refused it, the connection is closed, or nothing was confirmed in time. Only in the
                 last two cases may it be stored all the same.
         """
-        message = self._take(subject, body, headers)
-        try:
-            return await message.confirmed
-        except asyncio.CancelledError:
-            self._leave(message)
-            raise
+        # If this is cancelled, so is the future, and the sweep takes the message out.
+        return await self._take(subject, body, headers).confirmed
 
     async def enqueue(
         self, subject: str, body: bytes, headers: Mapping[str, str] | bytes
@@ -145,7 +140,6 @@ class PublishWindow:
                 await message.entered
             except asyncio.CancelledError:
                 message.confirmed.cancel()
-                self._leave(message)
                 raise
         return message.confirmed
 

@@ -130,7 +130,7 @@ async def test_a_repeated_id_is_stored_once(client: Client, window: PublishWindo
     assert await count(client) == 1
 
 
-async def test_a_subject_that_no_stream_takes(window: PublishWindow) -> None:
+async def test_a_subject_that_no_stream_takes(client: Client, window: PublishWindow) -> None:
     """It fails soon, without waiting for the whole time."""
     started = time.monotonic()
     error = await refused(window, "bills.paid", b"", {})
@@ -140,8 +140,9 @@ async def test_a_subject_that_no_stream_takes(window: PublishWindow) -> None:
     assert error.code is None
     assert time.monotonic() - started < 3
     # Also where there is less time than that takes.
-    window._timeout_seconds = 0.1
-    assert str(await refused(window, "bills.paid", b"", {})) == str(error)
+    hasty = PublishWindow(client, timeout_seconds=0.1)
+    await hasty.open()
+    assert str(await refused(hasty, "bills.paid", b"", {})) == str(error)
 
 
 async def test_a_stream_that_is_away_for_a_moment_is_tried_again(
@@ -376,6 +377,29 @@ async def test_on_the_fast_lane_a_lost_connection_costs_no_order(nats_server: Na
         assert await count(client) == 10_000
 
 
+async def test_what_a_lost_connection_took_is_repeated_before_anything_new(
+    nats_server: NatsServer,
+) -> None:
+    """A publish may come at the very moment of the reconnect."""
+    async with proxy(nats_server.url) as broken:
+        connected = asyncio.Event()
+        client = await connection.connect(
+            ConnectionSpec(servers=(broken.url,)),
+            name="test",
+            on_state=lambda state: connected.set() if state == "connected" else None,
+        )
+        await client.jetstream().add_stream(name="ORDERS", subjects=["orders.>"])
+        window = PublishWindow(client)
+        await window.open()
+        broken.cut()
+        # The client doesn't know it yet, and writes.
+        lost = await window.enqueue("orders.placed", b"1", {"Nats-Msg-Id": "1"})
+        await connected.wait()
+        new = await window.enqueue("orders.placed", b"2", {"Nats-Msg-Id": "2"})
+        assert (await lost, await new) == (PubAck("ORDERS", 1), PubAck("ORDERS", 2))
+        await connection.close(client)
+
+
 async def test_a_full_window_is_backpressure(client: Client, silence: Silence) -> None:
     """A further publish isn't written before one of those in flight is confirmed or given up."""
     window = PublishWindow(client, size=2, timeout_seconds=3)
@@ -402,18 +426,19 @@ async def test_the_window_is_bounded_in_bytes_too(client: Client, silence: Silen
     """One that is larger than the bound goes alone."""
     window = PublishWindow(client, max_bytes=100, timeout_seconds=3)
     await window.open()
-    publishing = [
-        asyncio.create_task(window.publish("silence", body, {}))
-        for body in (b"1" * 60, b"2" * 40, b"3" * 101, b"4")
-    ]
+    bodies = [b"1" * 59, b"2" * 40, b"3" * 60, b"4" * 101, b"5"]
+    publishing = [asyncio.create_task(window.publish("silence", body, {})) for body in bodies]
     first, second = await silence.next(), await silence.next()
-    for answered in (first, second):
+    assert await silence.is_kept()
+    await silence.answer(first, b'{"stream": "S", "seq": 1}')
+    third = await silence.next()
+    for answered in (second, third):
         assert await silence.is_kept()
         await silence.answer(answered, b'{"stream": "S", "seq": 1}')
-    third = await silence.next()
-    assert third.data == b"3" * 101
+    fourth = await silence.next()
+    assert fourth.data == bodies[3]
     assert await silence.is_kept()
-    await silence.answer(third, b'{"stream": "S", "seq": 1}')
+    await silence.answer(fourth, b'{"stream": "S", "seq": 1}')
     await silence.answer(await silence.next(), b'{"stream": "S", "seq": 1}')
     await asyncio.gather(*publishing)
 
