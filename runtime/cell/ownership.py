@@ -7,7 +7,8 @@ no mailbox, and by itself the server would deliver it after `ack_wait`, behind n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -23,6 +24,10 @@ from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject
 from understudy.runtime.jetstream.subscription import EXPIRES_SECONDS
 
+# How many sequences are given back before the server is asked whether that was all, and how many times more
+# the next time.
+FIRST_PART = 2048
+PART_GROWTH = 16
 _log = structlog.get_logger("understudy.ownership")
 
 
@@ -107,52 +112,64 @@ class SoleOwner:
         Raises:
             BrokerError: the server didn't confirm it.
         """
-        await self._give_back(set())
+        info = await self._info()
+        for sequences in _from_both_ends(*_unsettled(info)):
+            await self._nak(sequences, info["delivered"]["consumer_seq"], ())
 
-    async def recover(self, in_hand: set[int]) -> int:
-        """Give back all that is pending and neither held nor in hand.
+    async def recover(self, in_hand: Collection[int], fetch: Callable[[int], Awaitable[None]]) -> int:
+        """Give back all that is pending and neither held nor in hand, and fetch it; ack again what is done.
 
         Args:
-            in_hand: the sequences of deliveries that are here and not in the mailbox yet.
+            in_hand: the stream sequences of deliveries that are here and not in the mailbox yet.
+            fetch: asks for so many deliveries, and returns when they are in hand, or don't come.
 
         Returns:
-            How many deliveries come again for it.
+            How many didn't come.
 
         Raises:
             BrokerError: the server didn't confirm it.
         """
-        await self._give_back(in_hand)
-        pending = (await self._info())["num_ack_pending"]
-        ours = len(in_hand.union(delivery.sequence for delivery in self._mailbox))
-        # Never more than the ledger has slots for; the rest comes by ordinary requests.
-        return max(0, min(int(pending), 2 * self._mailbox.bound) - ours)
-
-    async def _give_back(self, in_hand: set[int]) -> None:
-        """Nak by stream sequence, confirmed, and ack again what is done."""
         info = await self._info()
-        first, last = info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
-
-        def reply_to(sequence: int) -> bytes:
-            return ack_subject(
-                self._stream,
-                self._durable,
-                delivery_count=1,
-                sequence=sequence,
-                consumer_sequence=info["delivered"]["consumer_seq"],
-            )
-
-        done = {sequence for sequence in self._file.ledger.done_sequences() if first <= sequence <= last}
+        first, last = _unsettled(info)
+        last_delivered = info["delivered"]["consumer_seq"]
+        done = [sequence for sequence in self._file.ledger.done_sequences() if first <= sequence <= last]
         for sequence in done:
-            self._settlement.ack(reply_to(sequence))
-        # Which of them are pending only the server knows; it ignores a nak of what is acked. One old event
-        # that is retried in place holds up the ack floor, so there may be many, and no list is made of them.
+            self._settlement.ack(self._reply_to(sequence, last_delivered))
+        missing = 0
+        for sequences in _from_both_ends(first, last):
+            await self._nak(sequences, last_delivered, {*done, *in_hand})
+            missing = await self._missing(in_hand)
+            if missing > 0:
+                await fetch(missing)
+                missing = await self._missing(in_hand)
+            if missing <= 0:
+                return 0
+        return missing
+
+    async def _missing(self, in_hand: Collection[int]) -> int:
+        """Return how many deliveries are pending and not here, but for those that there is no slot for."""
+        pending = (await self._info())["num_ack_pending"]
+        here = len({*in_hand, *(delivery.sequence for delivery in self._mailbox)})
+        return min(int(pending), 2 * self._mailbox.bound) - here
+
+    async def _nak(self, sequences: Iterable[int], last_delivered: int, here: Container[int]) -> None:
+        # Which of them are pending only the server knows; it ignores a nak of what is acked.
         lost = (
-            reply_to(sequence)
-            for sequence in range(first, last + 1)
-            if sequence not in done and sequence not in in_hand and self._mailbox.get(sequence) is None
+            self._reply_to(sequence, last_delivered)
+            for sequence in sequences
+            if sequence not in here and self._mailbox.get(sequence) is None
         )
         if not await self._settlement.nak_in_order(lost):
             raise BrokerError("lost deliveries could not be recovered")
+
+    def _reply_to(self, sequence: int, last_delivered: int) -> bytes:
+        return ack_subject(
+            self._stream,
+            self._durable,
+            delivery_count=1,
+            sequence=sequence,
+            consumer_sequence=last_delivered,
+        )
 
     def _set_other(self, other: str) -> None:
         if other != self.other:
@@ -164,3 +181,24 @@ class SoleOwner:
         if info is None:
             raise BrokerError(f"consumer {self._durable} is gone")
         return info
+
+
+def _unsettled(info: dict[str, Any]) -> tuple[int, int]:
+    """Return the stream sequences between which a consumer's pending deliveries are."""
+    return info["ack_floor"]["stream_seq"] + 1, info["delivered"]["stream_seq"]
+
+
+def _from_both_ends(first: int, last: int) -> Iterator[Iterable[int]]:
+    """Yield all sequences, a part at a time, those first that are most likely pending.
+
+    What is lost are the newest. But one event that is tried again in place for an hour holds up the ack
+    floor, with millions above it that are acked; the oldest is that one.
+    """
+    oldest = range(first, min(first + FIRST_PART, last + 1))
+    size, end = FIRST_PART, last + 1
+    begin = max(oldest.stop, end - size)
+    yield itertools.chain(oldest, range(begin, end))
+    while begin > oldest.stop:
+        size *= PART_GROWTH
+        begin, end = max(oldest.stop, begin - size), begin
+        yield range(begin, end)

@@ -8,7 +8,8 @@ forgotten it.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Collection
+from datetime import datetime
 from typing import Any, Protocol
 
 from nats.aio.client import Client
@@ -49,11 +50,15 @@ class Ownership(Protocol):
             give_back: whether nobody else has given it back.
         """
 
-    async def recover(self, in_hand: set[int]) -> int:
-        """Give back all that is pending and neither held nor in hand, by stream sequence, confirmed.
+    async def recover(self, in_hand: Collection[int], fetch: Callable[[int], Awaitable[None]]) -> int:
+        """Give back all that is pending and neither held nor in hand, and fetch it, before anything newer.
+
+        Args:
+            in_hand: the stream sequences of deliveries that are here and not in the mailbox yet.
+            fetch: asks for so many deliveries, and returns when they are in hand, or don't come.
 
         Returns:
-            How many deliveries come again for it; they are fetched before anything newer, and sorted.
+            How many didn't come.
         """
 
 
@@ -74,9 +79,9 @@ class Pin:
     def set(self, pin_id: str) -> None:
         """Go on under another id, or with none."""
         self.id = pin_id
-        # Appended to a message's own headers; most messages have no other.
-        self._tail = b"%b: %b\r\n\r\n" % (_HEADER, pin_id.encode())
-        self._alone = b"NATS/1.0\r\n" + self._tail
+        self._line = b"%b: %b\r\n" % (_HEADER, pin_id.encode())
+        # Most messages have no headers of their own.
+        self._alone = b"NATS/1.0\r\n%b\r\n" % self._line
 
     def request(self, demand: dict[str, Any]) -> dict[str, Any]:
         """Return a pull request as this cell has to make it."""
@@ -88,14 +93,13 @@ class Pin:
         Args:
             block: the delivery's header block.
         """
-        if block == self._alone:
-            return b""
-        return block[: -len(self._tail)] + b"\r\n" if block.endswith(self._tail) else block
+        return b"" if block == self._alone else block.replace(self._line, b"")
 
 
 def read_pin(block: bytes) -> str:
     """Return the pin id that came with a delivery, empty without one."""
-    return headers.find(block, _HEADER) or ""
+    # The server appends its own to what a publisher may have copied from another delivery.
+    return headers.find(block[block.rfind(b"\r\n%b:" % _HEADER) :], _HEADER) or ""
 
 
 def consumer_config(ack_wait_seconds: float) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def pinned_id(info: dict[str, Any]) -> str:
 
 def pin_age_seconds(info: dict[str, Any]) -> float:
     """Return how long ago the owner was pinned, by the server's own clock."""
-    now, then = (_moment(text) for text in (info["ts"], _group(info)["pinned_ts"]))
+    now, then = (datetime.fromisoformat(text) for text in (info["ts"], _group(info)["pinned_ts"]))
     return (now - then).total_seconds()
 
 
@@ -126,13 +130,6 @@ def _group(info: dict[str, Any]) -> dict[str, Any]:
     groups = info.get("priority_groups") or [{}]
     group: dict[str, Any] = groups[0]
     return group
-
-
-def _moment(text: str) -> datetime:
-    # RFC 3339 with nine decimals, of which datetime takes six, in UTC or with an offset.
-    seconds, _, rest = text.partition(".")
-    digits = rest.rstrip("Z")[:6] if rest else "0"
-    return datetime.fromisoformat(f"{seconds}.{digits:0<6}").replace(tzinfo=UTC)
 
 
 async def unpin(client: Client, stream: str, durable: str, pin_id: str) -> bool:

@@ -44,12 +44,14 @@ EXPIRES_SECONDS = 1.0
 # A request that the server never answers was lost on the way: its expiry is long past.
 LOST_AFTER_SECONDS = 2.0
 RETRY_SECONDS = 0.25
-# So often a standby looks whether there is an owner.
+# So often a standby looks whether there is an owner, and an owner that asks for nothing whether it still is.
 LOOK_SECONDS = 2.0
 # An open request is told of its consumer's end. Without one for so long, the consumer is looked at before it
 # is asked again: it may be another of the same name.
 UNHEARD_SECONDS = 0.1
 WARN_AGAIN_SECONDS = 60.0
+# So long it leaves a consumer whose owner the server has forgotten to that owner.
+GRACE_SECONDS = 1.0
 REQUESTS = 2
 _EXPIRES_NANOSECONDS = round(EXPIRES_SECONDS * 1_000_000_000)
 _NO_LIMIT = 1 << 30
@@ -162,8 +164,14 @@ class PullSubscription:
         # What the consumer's configuration allows a request at most.
         self._max_batch = self._max_bytes = _NO_LIMIT
         self._expires = _EXPIRES_NANOSECONDS
-        # Of an owner that was just pinned or has reconnected, until all that came again is there.
-        self._gathered: list[tuple[bytes, bytes, bytes, bytes]] | None = None
+        # Of an owner that was just pinned or has reconnected, until all that came again is there; by stream
+        # sequence, since what is given back by two may come twice.
+        self._gathered: dict[int, tuple[bytes, bytes, bytes, bytes]] | None = None
+        # Of a sole owner's consumer: who is pinned, as far as we know.
+        self._owner = ""
+        # Whether requests waited there when we looked, and when the last one that we gave up ends by itself.
+        self._others_wait = False
+        self._closed_requests_end_at = 0.0
         self._look_at = 0.0
         self._asked_at = 0.0
         self._paused = False
@@ -232,7 +240,11 @@ class PullSubscription:
             await self._wait_for_change(remaining)
         if self._task is not None:
             self._task.cancel()
-        self._deliver_gathered()
+        if self._gathered:
+            # Older ones of the same keys may not have come.
+            await self._settlement.nak_in_order(
+                reply for _, (_, reply, _, _) in sorted(self._gathered.items())
+            )
         await self._close_inboxes()
 
     async def keep_pin(self) -> None:
@@ -258,7 +270,7 @@ class PullSubscription:
                 elif epoch != self._epoch and not self._stopping:
                     epoch = self._epoch
                     await self._open_inboxes()
-                elif self._gathered is not None:
+                elif self._gathered is not None and not self._stopping:
                     # Pinned by the delivery that is in hand.
                     await self._recover()
                 if epoch != self._epoch and self._connected and not self._stopping:
@@ -269,8 +281,8 @@ class PullSubscription:
                 # Disconnected, most likely: begin again when the connection is back.
                 _log.debug("pull request not sent", durable=self._durable, error=str(error))
                 self._gathered = None
+                wait = RETRY_SECONDS if epoch == self._epoch else 0.0
                 epoch = -1
-                wait = RETRY_SECONDS
             await self._wait_for_change(wait)
 
     async def _wait_for_change(self, seconds: float) -> None:
@@ -301,6 +313,11 @@ class PullSubscription:
             return 0.0
         if self._is_candidate():
             return await self._stand_by(now)
+        if self._pin is not None and now >= self._look_at and self._outstanding() == 0:
+            # The server tells only who asks that another is pinned.
+            await self.look_for_owner()
+            if self._is_candidate():
+                return 0.0
         for request in self._requests:
             if request.outstanding == 0:
                 demand = self._demand()
@@ -339,7 +356,10 @@ class PullSubscription:
     async def _stand_by(self, now: float) -> float:
         """Ask for the one message that would make us the owner."""
         if now >= self._look_at:
-            await self._look_for_owner()
+            await self.look_for_owner()
+            if not self._is_candidate():
+                # Pinned meanwhile.
+                return 0.0
         if self._requests[0].outstanding == 0 and not self._paused and self._free() > 0:
             await self._ask(self._requests[0], {"batch": 1})
         return self._look_at - now
@@ -391,7 +411,7 @@ class PullSubscription:
             if pin is not None:
                 if not pin.id and (pin_id := read_pin(block)):
                     pin.set(pin_id)
-                    self._gathered = []
+                    self._gathered = {}
                 block = pin.strip(block)
             # As the server counts, which ends a request that this fills exactly without a word.
             request.reserved -= len(subject) + len(reply) + len(block) + len(body)
@@ -402,7 +422,7 @@ class PullSubscription:
             if self._gathered is None:
                 deliver(subject, reply, block, body)
             else:
-                self._gathered.append((subject, reply, block, body))
+                self._gathered[parse_ack_subject(reply)[1]] = (subject, reply, block, body)
 
         return receive
 
@@ -464,19 +484,24 @@ class PullSubscription:
 
     async def _open_inboxes(self) -> None:
         await self._close_inboxes()
-        await (self._look_up() if self._pin is None else self._look_for_owner())
+        stood_by = self._owner not in ("", "" if self._pin is None else self._pin.id)
+        await (self._look_up() if self._pin is None else self.look_for_owner())
         if self._stopping:
             return
+        # The broker was restarted: who was the owner may still be, and comes back as we do.
+        self._not_before = time.monotonic() + GRACE_SECONDS if stood_by and not self._owner else 0.0
         count = REQUESTS if isinstance(self._client, FastClient) else 1
         self._requests = [_Request(self._client.new_inbox()) for _ in range(count)]
         for request in self._requests:
             await self._subscribe(request)
-        self._not_before = 0.0
         if self._pin is not None and self._pin.id:
-            self._gathered = []
+            self._gathered = {}
+            if self._others_wait:
+                # The server may not know yet that our last connection is gone, and lose deliveries to it.
+                await asyncio.sleep(max(0.0, self._closed_requests_end_at - time.monotonic()))
             await self._recover()
 
-    async def _look_for_owner(self) -> None:
+    async def look_for_owner(self) -> None:
         """Find out whether the consumer is ours, another's or nobody's."""
         pin = self._pin
         assert pin is not None
@@ -484,14 +509,15 @@ class PullSubscription:
         info = await self._look_up()
         if info is None:
             return
-        other = pinned_id(info)
+        self._owner = other = pinned_id(info)
+        self._others_wait = info["num_waiting"] > 0
         if pin.id and other == pin.id:
             return
         if other and pin.ownership.was_born(pin_age_seconds(info)):
             _log.info("unpinning a dead cell", durable=self._durable)
             await unpin(self._client, self._stream, self._durable, other)
             await pin.ownership.give_back()
-            other = ""
+            self._owner = other = ""
         if self._gathered is None:
             pin.set("")
             # The owner has given back what it didn't hold, and that is what we hold.
@@ -503,31 +529,37 @@ class PullSubscription:
 
         The server puts what is given back behind what already waits for redelivery, and turns it round while
         it looks for the owner among others' requests, so its order is not the stream's.
+
+        Raises:
+            BrokerError: we were unpinned or disconnected meanwhile; the owner has all of it come again.
         """
         assert self._pin is not None
         assert self._gathered is not None
-        epoch, gathered = self._epoch, self._gathered
-        in_hand = {_sequence(frame) for frame in gathered}
-        wanted = len(in_hand)
-        if not self._stopping:
-            self._pin.ownership.owned(self._pin.id)
-            wanted += await self._pin.ownership.recover(in_hand)
-        # As many as there are: the server won't serve a request at once (no_wait) while others wait.
-        while (missing := wanted - len(gathered)) > 0:
-            await self._ask(self._requests[0], {"batch": min(missing, self._max_batch)})
-            await self._answered(self._requests[0])
-            if epoch != self._epoch:
-                # Unpinned or disconnected meanwhile: the owner has all of it come again.
-                self._gathered = None
-                return
-            if wanted - len(gathered) == missing:
-                _log.warning("redeliveries did not come", durable=self._durable, messages=missing)
-                break
-        self._deliver_gathered()
+        ownership, gathered, epoch = self._pin.ownership, self._gathered, self._epoch
 
-    def _deliver_gathered(self) -> None:
-        gathered, self._gathered = self._gathered or [], None
-        for frame in sorted(gathered, key=_sequence):
+        def go_on() -> None:
+            if epoch != self._epoch:
+                raise BrokerError("unpinned or disconnected during the recovery")
+
+        async def fetch(missing: int) -> None:
+            # As many as there are: the server won't serve a request at once (no_wait) while others wait.
+            while missing > 0:
+                go_on()
+                before = len(gathered)
+                await self._ask(self._requests[0], {"batch": min(missing, self._max_batch)})
+                await self._answered(self._requests[0])
+                if len(gathered) == before:
+                    break
+                missing -= len(gathered) - before
+            go_on()
+
+        ownership.owned(self._pin.id)
+        missing = await ownership.recover(gathered.keys(), fetch)
+        go_on()
+        if missing:
+            _log.warning("redeliveries did not come", durable=self._durable, messages=missing)
+        self._gathered = None
+        for _, frame in sorted(gathered.items()):
             self._deliver(*frame)
 
     async def _answered(self, request: _Request) -> None:
@@ -560,6 +592,8 @@ class PullSubscription:
     async def _close_inboxes(self) -> None:
         requests, self._requests = self._requests, []
         for request in requests:
+            if request.outstanding > 0:
+                self._closed_requests_end_at = request.opened_at + EXPIRES_SECONDS
             if request.subscription is None:
                 continue
             if isinstance(self._client, FastClient):
@@ -568,7 +602,3 @@ class PullSubscription:
                 await request.subscription.unsubscribe()
             except nats.errors.Error as error:
                 _log.debug("inbox not closed", durable=self._durable, error=str(error))
-
-
-def _sequence(frame: tuple[bytes, bytes, bytes, bytes]) -> int:
-    return parse_ack_subject(frame[1])[1]
