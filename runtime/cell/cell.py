@@ -77,6 +77,7 @@ class Cell:
         )
         self._stop = asyncio.Event()
         self._failure: asyncio.Future[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self._draining = False
         # Why it isn't up, each empty if that is no reason.
         self._halted = ""
@@ -119,7 +120,7 @@ class Cell:
             Exception: whatever made the cell fail; what it held is in its cell file.
         """
         self._failure = asyncio.get_running_loop().create_future()
-        background = [
+        self._background = [
             asyncio.create_task(self._beat(), name="understudy-heartbeat"),
             asyncio.create_task(self._extend(), name="understudy-extend"),
             asyncio.create_task(self._watch(), name="understudy-watchdog"),
@@ -132,7 +133,7 @@ class Cell:
                 self._show_state()
                 actor, taken_over = preparing.result()
                 feeding = asyncio.create_task(self._feed(taken_over), name="understudy-feed")
-                await self._until_stop([*background, feeding, *self._lanes.workers])
+                await self._until_stop([*self._background, feeding, *self._lanes.workers])
                 feeding.cancel()
                 problem = await self._drain(actor)
             else:
@@ -145,7 +146,7 @@ class Cell:
             self._status.state(CellState.FAILED, f"{type(error).__name__}: {error}")
             raise
         finally:
-            for task in background:
+            for task in self._background:
                 task.cancel()
 
     def quiesce(self) -> None:
@@ -251,22 +252,23 @@ class Cell:
 
     async def _feed(self, taken_over: TakenOver) -> None:
         """Handle what was taken over, suspects first and alone, then what the stream has."""
-        keeping = asyncio.create_task(self._subscription.keep_pin(), name="understudy-keep-pin")
-        try:
-            await self._feed_all(taken_over)
-        finally:
-            keeping.cancel()
-
-    async def _feed_all(self, taken_over: TakenOver) -> None:
+        if taken_over.pin_id:
+            with contextlib.suppress(BrokerError):
+                # The start may have taken longer than the pin lives, in a hook that holds up the event loop.
+                await self._subscription.look_for_owner()
         for delivery in taken_over.suspects:
-            self._pipeline.prepare(delivery)
-            self._lanes.add(delivery)
+            self._begin(delivery)
             await self._lanes.quiet()
         for delivery in taken_over.held:
-            self._pipeline.prepare(delivery)
-            self._lanes.add(delivery)
+            self._begin(delivery)
         self._mailbox.limit = self._fetch_ahead.limit
         await self._subscription.start()
+
+    def _begin(self, delivery: HeldDelivery) -> None:
+        """Have a delivery that was taken over handled, unless it was dropped since."""
+        if self._mailbox.get(delivery.sequence) is delivery:
+            self._pipeline.prepare(delivery)
+            self._lanes.add(delivery)
 
     async def _until_stop(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
         """Return when told to stop or when a task has ended; raise what a task or the cell failed with."""
@@ -291,12 +293,12 @@ class Cell:
                 await self._lanes.quiet()
         await self._lanes.stop()
         self._pipeline.close()
-        if self._pin is not None:
-            await self._hand_over(self._pin)
         held = sorted(self._mailbox, key=lambda delivery: delivery.sequence)
         if await self._settlement.nak_in_order([delivery.reply for delivery in held]):
             for delivery in held:
                 self._mailbox.release(delivery)
+        if self._pin is not None:
+            await self._hand_over(self._pin)
         try:
             await _call(actor.on_stop, actor.on_stop)
         except (Exception, SystemExit):  # noqa: BLE001, user code may raise anything, and the stop goes on
@@ -314,12 +316,17 @@ class Cell:
         return self._lanes.clear()
 
     async def _hand_over(self, pin: Pin) -> None:
-        """Unpin ourselves, so that what is given back now goes to a standby."""
+        """Unpin ourselves, so that a standby has what was given back.
+
+        What is given back after that may come to it twice.
+        """
         assert self._client is not None
         try:
             await unpin(self._client, self._start.spec.stream, self._start.spec.durable, pin.id)
         except BrokerError as error:
             _log.warning("not unpinned; a standby takes over when the pin has timed out", error=str(error))
+        # Kept no longer.
+        pin.set("")
 
     def _deliver(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
         tokens = reply.split(b".")
