@@ -144,8 +144,10 @@ class Settlement:
         if not self._acks:
             return
         acks, self._acks = self._acks, []
+        frames = b"PUB " + b" 0\r\n\r\nPUB ".join(acks) + b" 0\r\n\r\n"
         try:
-            client.write(b"PUB " + b" 0\r\n\r\nPUB ".join(acks) + b" 0\r\n\r\n")
+            # Without a connection they wait for the next one.
+            (client.write_now if client.is_connected else client.write)(frames)
             self._fails = False
         except nats.errors.Error as error:
             self._warn("acks not written", acks=len(acks), error=str(error))
