@@ -208,6 +208,7 @@ class Cell:
             self._deliver,
             self._fail,
             self._make_pin(client, taken_over) if self._options.is_sole_owner else None,
+            self._options.concurrency,
         )
         self._pipeline = Pipeline(
             actor=actor,

@@ -127,6 +127,8 @@ class PullSubscription:
             may not block or raise.
         failed: called if the consumer is gone for good.
         pin: a sole owner's; None for a consumer that many may share.
+        lanes: how many deliveries may be handled at once; as long as they have no more, any room is worth a
+            request.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class PullSubscription:
         deliver: Receiver,
         failed: Callable[[BrokerError], None],
         pin: Pin | None = None,
+        lanes: int = 1,
     ) -> None:
         self._client = client
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
@@ -151,6 +154,7 @@ class PullSubscription:
         self._deliver = deliver
         self._failed = failed
         self._pin = pin
+        self._lanes = lanes
         self._requests: list[_Request] = []
         self._epoch = 0
         self._connected = client.is_connected
@@ -383,7 +387,7 @@ class PullSubscription:
 
     def _least(self) -> int:
         """Return how much room is worth a request."""
-        return max(1, self._room.capacity() // (2 * REQUESTS))
+        return max(1, (self._room.capacity() - self._lanes) // (2 * REQUESTS))
 
     def _demand(self) -> dict[str, Any] | None:
         """Return what to ask for, or None if nothing is to be asked for now."""
