@@ -197,6 +197,11 @@ class Cell:
         taken_over = await takeover.run(
             self._start.predecessor_paths(), crashed=self._start.crashed, reason=self._start.reason
         )
+        if self._options.is_sole_owner:
+            self._pin = self._make_pin(client, taken_over)
+            # From now on: a start may take longer than the pin lives.
+            keeping = self._pin.keep(client, spec.stream, spec.durable)
+            self._background.append(asyncio.create_task(keeping, name="understudy-keep-pin"))
         actor = await self._start_actor()
         self._subscription = PullSubscription(
             client,
@@ -207,7 +212,7 @@ class Cell:
             self._settlement,
             self._deliver,
             self._fail,
-            self._make_pin(client, taken_over) if self._options.is_sole_owner else None,
+            self._pin,
             self._options.concurrency,
         )
         self._pipeline = Pipeline(
@@ -298,7 +303,7 @@ class Cell:
         if await self._settlement.nak_in_order([delivery.reply for delivery in held]):
             for delivery in held:
                 self._mailbox.release(delivery)
-        if self._pin is not None:
+        if self._pin is not None and self._client.is_connected:
             await self._hand_over(self._pin)
         try:
             await _call(actor.on_stop, actor.on_stop)
@@ -386,10 +391,9 @@ class Cell:
             changed=self._show_state,
             candidate_died_at=taken_over.candidate_died_at,
         )
-        self._pin = Pin(self._ownership, self._start.spec.ack_wait_seconds, taken_over.pin_id)
         if taken_over.pin_id:
             self._ownership.owned(taken_over.pin_id)
-        return self._pin
+        return Pin(self._ownership, self._start.spec.ack_wait_seconds, taken_over.pin_id)
 
     async def _beat(self) -> None:
         while True:

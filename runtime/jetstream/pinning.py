@@ -8,10 +8,15 @@ forgotten it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
+import time
 from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
 from typing import Any, Protocol
 
+import nats.errors
 from nats.aio.client import Client
 
 from understudy.runtime.jetstream import api, headers
@@ -69,11 +74,15 @@ class Pin:
         ownership: hears of changes.
         ack_wait_seconds: the consumer's.
         pin_id: under which a predecessor was pinned; empty if there was none.
+
+    Attributes:
+        id: under which we are pinned; empty if we aren't.
     """
 
     def __init__(self, ownership: Ownership, ack_wait_seconds: float, pin_id: str = "") -> None:
         self.ownership = ownership
-        self.keep_seconds = TIMEOUT_ACK_WAITS * ack_wait_seconds / 3
+        self._keep_seconds = TIMEOUT_ACK_WAITS * ack_wait_seconds / 3
+        self._asked_at = 0.0
         self.set(pin_id)
 
     def set(self, pin_id: str) -> None:
@@ -83,9 +92,21 @@ class Pin:
         # Most messages have no headers of their own.
         self._alone = b"NATS/1.0\r\n%b\r\n" % self._line
 
-    def request(self, demand: dict[str, Any]) -> dict[str, Any]:
-        """Return a pull request as this cell has to make it."""
-        return demand | {"group": GROUP} | ({"id": self.id} if self.id else {})
+    def request(self, demand: dict[str, Any]) -> bytes:
+        """Return a pull request as this cell has to make it, and makes it now."""
+        self._asked_at = time.monotonic()
+        return json.dumps(demand | {"group": GROUP} | ({"id": self.id} if self.id else {})).encode()
+
+    async def keep(self, client: Client, stream: str, durable: str) -> None:
+        """Keep the pin while nothing is asked for; never returns."""
+        while True:
+            await asyncio.sleep(self._keep_seconds / 4)
+            quiet = time.monotonic() - self._asked_at
+            if self.id and quiet >= self._keep_seconds and client.is_connected:
+                with contextlib.suppress(nats.errors.Error):
+                    await client.publish(
+                        next_subject(stream, durable), self.request(KEEP_REQUEST), reply=client.new_inbox()
+                    )
 
     def strip(self, block: bytes) -> bytes:
         """Return a delivery's headers as published, without the pin.
@@ -94,6 +115,11 @@ class Pin:
             block: the delivery's header block.
         """
         return b"" if block == self._alone else block.replace(self._line, b"")
+
+
+def next_subject(stream: str, durable: str) -> str:
+    """Return where a consumer's pull requests go."""
+    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
 
 
 def read_pin(block: bytes) -> str:

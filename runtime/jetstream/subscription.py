@@ -29,8 +29,8 @@ from understudy.actors.errors import BrokerError
 from understudy.runtime.jetstream import api, headers
 from understudy.runtime.jetstream.fast_lane import FastClient, Receiver
 from understudy.runtime.jetstream.pinning import (
-    KEEP_REQUEST,
     Pin,
+    next_subject,
     pin_age_seconds,
     pinned_id,
     read_pin,
@@ -145,7 +145,7 @@ class PullSubscription:
         lanes: int = 1,
     ) -> None:
         self._client = client
-        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self._next = next_subject(stream, durable)
         self._stream = stream
         self._durable = durable
         self._created = created
@@ -177,7 +177,6 @@ class PullSubscription:
         self._others_wait = False
         self._closed_requests_end_at = 0.0
         self._look_at = 0.0
-        self._asked_at = 0.0
         self._paused = False
         self._stopping = False
         self._changed = asyncio.Event()
@@ -250,16 +249,6 @@ class PullSubscription:
                 reply for _, (_, reply, _, _) in sorted(self._gathered.items())
             )
         await self._close_inboxes()
-
-    async def keep_pin(self) -> None:
-        """Keep a sole owner's pin while there is no room to ask for more; never returns."""
-        while self._pin is not None:
-            await asyncio.sleep(self._pin.keep_seconds / 4)
-            quiet = time.monotonic() - self._asked_at
-            if self._pin.id and quiet >= self._pin.keep_seconds and self._client.is_connected:
-                self._asked_at = time.monotonic()
-                with contextlib.suppress(nats.errors.Error):
-                    await self._publish(KEEP_REQUEST, self._client.new_inbox())
 
     async def _refill_loop(self) -> None:
         epoch = -1
@@ -372,12 +361,9 @@ class PullSubscription:
         request.open(demand["batch"], demand.get("max_bytes", 0))
         # The server must see the acks first: their room is what is asked for.
         await self._settlement.flush()
-        self._asked_at = time.monotonic()
-        await self._publish(demand | {"expires": self._expires}, request.reply)
-
-    async def _publish(self, demand: dict[str, Any], reply: str) -> None:
-        demand = demand if self._pin is None else self._pin.request(demand)
-        await self._client.publish(self._next, json.dumps(demand).encode(), reply=reply)
+        demand = demand | {"expires": self._expires}
+        body = json.dumps(demand).encode() if self._pin is None else self._pin.request(demand)
+        await self._client.publish(self._next, body, reply=request.reply)
 
     def _outstanding(self) -> int:
         return sum(request.outstanding for request in self._requests)
