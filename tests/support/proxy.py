@@ -19,7 +19,9 @@ class Proxy:
         self.rewrite: tuple[bytes, bytes] | None = None
         self.connections = 0
         self._port = port
-        self._writers: set[asyncio.StreamWriter] = set()
+        # The client's and the broker's side of each connection, and the broker's of those that are half open.
+        self._writers: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._half_open: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server
 
@@ -32,23 +34,33 @@ class Proxy:
         """Listen on a free port."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
 
-    def cut(self) -> None:
-        """Reset every connection, with whatever is on its way."""
-        for writer in self._writers:
-            writer.transport.abort()
+    def cut(self, *, half: bool = False) -> None:
+        """Reset every connection, with whatever is on its way.
+
+        Args:
+            half: the broker isn't told, and goes on sending to nobody.
+        """
+        for client, broker in self._writers:
+            if half:
+                self._half_open.append(broker)
+            else:
+                broker.transport.abort()
+            client.transport.abort()
         self._writers.clear()
 
     async def stop(self) -> None:
         """Cut everything and listen no more."""
         self._server.close()
         self.cut()
+        for broker in self._half_open:
+            broker.transport.abort()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers |= {writer, broker_writer}
+        self._writers.append((writer, broker_writer))
         for source, target, outward in ((reader, broker_writer, True), (broker_reader, writer, False)):
             task = asyncio.create_task(self._pass_on(source, target, outward))
             self._tasks.add(task)
@@ -66,7 +78,8 @@ class Proxy:
         except OSError:
             return
         finally:
-            target.transport.abort()
+            if target not in self._half_open:
+                target.transport.abort()
 
 
 @asynccontextmanager

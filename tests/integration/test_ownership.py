@@ -1,0 +1,305 @@
+"""A sole owner on several nodes: one is active, the others stand by, and a handover keeps the order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from pathlib import Path
+
+import pytest
+
+from support.cells import bench, until
+from support.nats import NatsServer
+from support.owners import DURABLE, SHORT, STREAM, Owners, Run
+from support.proxy import proxy
+from understudy.actors.event import Event
+from understudy.actors.policies import CircuitBreaker, Mailbox
+from understudy.runtime.cell import ownership
+from understudy.runtime.cell.ownership import SoleOwner
+from understudy.runtime.jetstream.settlement import Settlement
+from understudy.runtime.jetstream.subscription import PullSubscription
+
+MakeOwners = Callable[..., Owners]
+Fetch = Callable[[int], Awaitable[None]]
+
+
+@pytest.fixture
+async def make(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[MakeOwners]:
+    """A broker, and what makes nodes with options."""
+    async with bench(nats_server.url, tmp_path) as made:
+        yield lambda **options: Owners(made, **options)
+
+
+@pytest.fixture
+def owners(make: MakeOwners) -> Owners:
+    """A broker for nodes with a key and no other option."""
+    return make()
+
+
+class Gate:
+    """A handler that waits until it is let through, on some nodes."""
+
+    def __init__(self, *nodes: str) -> None:
+        self.nodes = nodes
+        self.opened = asyncio.Event()
+
+    async def __call__(self, run: Run) -> None:
+        """Wait, on a node that has to."""
+        if run.node in self.nodes:
+            await self.opened.wait()
+
+
+class Paused:
+    """Recoveries of an owner that wait until the test lets them go on.
+
+    Attributes:
+        entered: set when one has begun.
+        go_on: lets it go on.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered = asyncio.Event()
+        self.go_on = asyncio.Event()
+        recover = SoleOwner.recover
+
+        async def wait(owner: SoleOwner, in_hand: Collection[int], fetch: Fetch) -> int:
+            self.entered.set()
+            await self.go_on.wait()
+            return await recover(owner, in_hand, fetch)
+
+        monkeypatch.setattr(SoleOwner, "recover", wait)
+
+
+async def pair(owners: Owners) -> None:
+    """Start node a, which becomes the owner, and b, its standby."""
+    await owners.start("a")
+    await owners.note(range(1), prefix="first")
+    await owners.all_handled(1)
+    owners.forget()
+    await owners.start("b")
+    await owners.stood_by("b")
+
+
+async def pair_that_holds(owners: Owners, count: int, publish: int, customers: int) -> None:
+    """Start node a with so many events, and b as its standby when a holds so many of them."""
+    await owners.start("a")
+    await owners.note(range(publish), customers)
+    await until(lambda: owners.nodes["a"].status.held >= count)
+    await owners.start("b")
+    await owners.stood_by("b")
+
+
+# Handover
+
+
+async def test_one_node_is_active_and_the_other_stands_by(owners: Owners) -> None:
+    """The first to be served is pinned; the other handles nothing and says so."""
+    await pair(owners)
+    await owners.note(range(500), 3)
+    await owners.all_handled(500)
+    assert owners.state("a") == "up"
+    assert owners.nodes["b"].status.reason == "another cell is active"
+    assert owners.by("b") == []
+    assert owners.repeats() == 0
+
+
+async def test_a_drained_owner_hands_over_at_once_and_in_order(owners: Owners) -> None:
+    """Under load the standby goes on where the owner has stopped: nothing is lost, nothing comes twice."""
+    await pair(owners)
+    loading = asyncio.create_task(owners.note(range(10_000), 10))
+    await until(lambda: len(owners.runs) > 500)
+    await owners.nodes["a"].stop()
+    handled = len(owners.by("a"))
+    await until(lambda: len(owners.by("b")) > 0, 1.0)
+    await loading
+    await owners.all_handled(10_000)
+    assert handled < 10_000
+    assert owners.repeats() == 0
+    assert owners.in_order()
+
+
+async def test_what_a_drained_owner_holds_is_handed_over_in_order(owners: Owners) -> None:
+    """What a slow handler hasn't begun goes to the standby, which handles it in stream order, once."""
+
+    async def slow(run: Run) -> None:
+        await asyncio.sleep(0.2 if run.node == "a" else 0)
+
+    owners.handler = slow
+    await pair_that_holds(owners, 100, 300, 5)
+    await owners.nodes["a"].stop()
+    await owners.all_handled(300)
+    assert len(owners.by("b")) > 150
+    assert owners.repeats() == 0
+    assert owners.overlaps == 0
+    assert owners.in_order()
+    assert (await owners.info())["num_ack_pending"] == 0
+
+
+async def test_unpinned_again_and_again_nothing_is_lost_and_the_order_kept(make: MakeOwners) -> None:
+    """What the unpinned node was handling, or had not heard of yet, may run twice; nothing else does."""
+    owners = make(mailbox=Mailbox(capacity=64))
+
+    async def slow(_: Run) -> None:
+        await asyncio.sleep(0.002)
+
+    owners.handler = slow
+    await owners.start("a")
+    await owners.start("b")
+    loading = asyncio.create_task(owners.note(range(6000), 50))
+    unpinned = 0
+    for enough in range(300, 5400, 300):
+        await until(lambda: len(owners.counts) > enough)  # noqa: B023
+        await owners.unpin()
+        unpinned += 1
+    await loading
+    await owners.all_handled(6000)
+    assert len(owners.by("a")) > 500
+    assert len(owners.by("b")) > 500
+    assert owners.in_order()
+    assert owners.repeats() <= unpinned * 64
+
+
+# The pin is kept
+
+
+async def test_the_pin_is_kept_while_a_full_mailbox_asks_for_nothing_and_through_a_long_drain(
+    make: MakeOwners,
+) -> None:
+    """A handler that takes longer than the pin lives is never overtaken by a standby."""
+    gate = Gate("a")
+    owners = make(mailbox=Mailbox(capacity=16), **SHORT)
+    owners.handler = gate
+    await pair_that_holds(owners, 16, 40, 4)
+    pin = await owners.pin()
+    await asyncio.sleep(2.5)  # longer than the server leaves the pin to who is silent
+    assert await owners.pin() == pin
+    stopping = asyncio.create_task(owners.nodes["a"].stop())
+    await until(lambda: owners.state("a") == "draining")
+    await asyncio.sleep(2.5)
+    assert await owners.pin() == pin
+    assert owners.by("b") == []
+    gate.opened.set()
+    await stopping
+    await owners.all_handled(40)
+    assert owners.repeats() == 0
+    assert owners.in_order()
+
+
+async def test_the_pin_is_kept_while_a_breaker_is_open(make: MakeOwners) -> None:
+    """A pause that is longer than the pin lives hands nothing over."""
+    breaker = CircuitBreaker("ledger", fail_max=1, reset_timeout_seconds=3)
+    owners = make(breakers=[breaker], **SHORT)
+    refused = asyncio.Event()
+
+    async def call(run: Run) -> None:
+        async with run.breaker("ledger"):
+            if not refused.is_set():
+                refused.set()
+                raise ConnectionError
+
+    owners.handler = call
+    await owners.start("a")
+    await owners.note(range(10))
+    await until(lambda: owners.state("a") == "paused")
+    await owners.start("b")
+    await owners.stood_by("b")
+    await owners.all_handled(10)
+    assert owners.by("b") == []
+    assert owners.in_order()
+
+
+async def test_an_owner_that_asks_for_nothing_hears_that_it_was_unpinned(make: MakeOwners) -> None:
+    """It drops what it hasn't begun, so that only what it was handling runs twice."""
+    gate = Gate("a")
+    owners = make(mailbox=Mailbox(capacity=16), concurrency=2)
+    owners.handler = gate
+    await pair_that_holds(owners, 16, 40, 4)
+    await owners.unpin()
+    await owners.all_handled(40)
+    await owners.stood_by("a")
+    assert owners.nodes["a"].status.held == 16
+    await until(lambda: owners.nodes["a"].status.held == 2)
+    gate.opened.set()
+    await until(lambda: owners.nodes["a"].status.held == 0)
+    assert len(owners.by("a")) == 2
+    assert owners.repeats() == 2
+    assert owners.in_order()
+
+
+# The broker
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.parametrize("more", [0, 100], ids=["with nothing new", "with more"])
+async def test_a_restarted_broker_has_forgotten_the_pin_and_the_owner_goes_on(
+    owners: Owners, nats_server: NatsServer, how: str, more: int
+) -> None:
+    """It gives back what it hadn't begun, is pinned by that, and the standby stays one."""
+    gate = Gate("a")
+    owners.handler = gate
+    await pair_that_holds(owners, 100, 100, 10)
+    pin = await owners.pin()
+    (nats_server.stop if how == "stop" else nats_server.kill)()
+    await owners.connected("a", "b", yes=False)
+    nats_server.start()
+    await owners.connected("a", "b")
+    await owners.note(range(100, 100 + more), 10)
+
+    async def pinned_anew() -> bool:
+        return await owners.pin() not in ("", pin)
+
+    await until(pinned_anew)
+    gate.opened.set()
+    await owners.all_handled(100 + more)
+    await owners.stood_by("b")
+    assert owners.by("b") == []
+    assert owners.repeats() == 0
+    assert owners.overlaps == 0
+    assert owners.in_order()
+
+
+async def test_a_standby_takes_over_from_an_owner_that_does_not_come_back_with_the_broker(
+    owners: Owners, nats_server: NatsServer
+) -> None:
+    """It leaves the consumer to the owner for a moment, and no longer."""
+    async with proxy(owners.bench.url) as between:
+        await owners.start("a", between.url)
+        await owners.note(range(10), 10)
+        await owners.all_handled(10)
+        await owners.start("b")
+        await owners.stood_by("b")
+        await between.stop()
+        nats_server.stop()
+        await owners.connected("a", "b", yes=False)
+        nats_server.start()
+        await owners.connected("b")
+        await owners.note(range(10, 20), 10)
+        await owners.all_handled(20)
+        assert set(owners.by("b")) == set(range(10, 20))
+
+
+async def test_an_owner_whose_connection_breaks_goes_on_with_what_it_holds(make: MakeOwners) -> None:
+    """It keeps pin and mailbox, and what was on its way comes again before anything newer."""
+    owners = make(mailbox=Mailbox(capacity=64))
+
+    async def slow(_: Run) -> None:
+        await asyncio.sleep(0.001)
+
+    owners.handler = slow
+    async with proxy(owners.bench.url) as between:
+        await owners.start("a", between.url)
+        loading = asyncio.create_task(owners.note(range(8000), 40))
+        await until(lambda: len(owners.runs) > 500)
+        await owners.start("b")
+        await owners.stood_by("b")
+        pin = await owners.pin()
+        for half in (False, True):
+            handled = len(owners.counts)
+            between.cut(half=half)
+            await until(lambda: len(owners.counts) > handled + 1000)  # noqa: B023
+        await loading
+        await owners.all_handled(8000)
+        assert await owners.pin() == pin
+        assert owners.by("b") == []
+        assert owners.in_order()
+        await owners.nodes["a"].stop()
