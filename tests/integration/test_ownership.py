@@ -10,14 +10,10 @@ import pytest
 
 from support.cells import bench, until
 from support.nats import NatsServer
-from support.owners import DURABLE, SHORT, STREAM, Owners, Run
+from support.owners import SHORT, Owners, Run
 from support.proxy import proxy
-from understudy.actors.event import Event
 from understudy.actors.policies import CircuitBreaker, Mailbox
-from understudy.runtime.cell import ownership
 from understudy.runtime.cell.ownership import SoleOwner
-from understudy.runtime.jetstream.settlement import Settlement
-from understudy.runtime.jetstream.subscription import PullSubscription
 
 MakeOwners = Callable[..., Owners]
 Fetch = Callable[[int], Awaitable[None]]
