@@ -107,7 +107,7 @@ async def _measure(options: argparse.Namespace, url: str, directory: Path) -> Re
                     description=scenario.description,
                     measures=scenario.measures,
                     goals=scenario.goals,
-                    messages=stage.messages,
+                    messages=stage.messages if scenario.one_size else 0,
                     series=measured.series,
                     left_out=measured.left_out,
                 )

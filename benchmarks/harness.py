@@ -124,6 +124,7 @@ class Scenario(ABC):
         takes: how long, about, with all defaults.
         is_quick: whether it is part of a run that names no scenario.
         share: the part of `--messages` that one run moves; 0 where it is measured otherwise.
+        one_size: whether every run moves that many.
         measures: the numbers; the table shows the spread of the first, and divides by it.
         goals: what they are meant to be.
     """
@@ -133,6 +134,7 @@ class Scenario(ABC):
     takes: str
     is_quick: bool = False
     share: float = 1.0
+    one_size: bool = True
     measures: Sequence[Measure] = (RATE, CPU)
     goals: Sequence[Goal] = ()
 

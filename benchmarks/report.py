@@ -18,7 +18,7 @@ class ScenarioReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         name, description, measures, goals: the scenario's.
-        messages: how many each run moved; 0 where it is measured otherwise.
+        messages: how many each run moved; 0 where runs differ, or are measured otherwise.
         series: one per contender.
         left_out: who wasn't measured, and what has to be installed for it.
     """

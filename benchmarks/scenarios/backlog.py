@@ -23,6 +23,7 @@ class Backlog(Scenario):
     name = "backlog"
     description = "drain backlogs of different lengths, from the first ack to the last"
     takes = "16 min"
+    one_size = False
 
     def contenders(self, messages: int) -> Sequence[Contender]:
         """Return each length, the longest first, and nats-py with the longest and the shortest."""

@@ -129,6 +129,7 @@ class LatencyHalfLoad(Latency):
     name = "latency-half"
     description = "publish to handler, at half the rate that publisher, broker and slowest contender keep up"
     share = 1.0
+    one_size = False
 
     async def prepare(self, stage: Stage) -> None:
         """Publish to each as fast as it goes, and set half of the lowest rate."""
