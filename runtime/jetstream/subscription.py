@@ -158,8 +158,7 @@ class PullSubscription:
         self._requests: list[_Request] = []
         self._epoch = 0
         self._connected = client.is_connected
-        # Whether the consumer is to be looked at before it is asked again, and when something was last heard.
-        self._unsure = False
+        # When a request last ended, or the consumer was looked at.
         self._heard_at = 0.0
         self._not_before = 0.0
         self._warned_at: dict[str, float] = {}
@@ -297,7 +296,7 @@ class PullSubscription:
             # To begin again now would strand what the other request is being sent.
             return LOST_AFTER_SECONDS
         unheard = not waiting and now - self._heard_at > UNHEARD_SECONDS and self._demand() is not None
-        if self._unsure or overdue or unheard:
+        if overdue or unheard:
             await self._look_up()
             if any(request.outstanding > 0 for request in overdue):
                 # The answer came behind all that was on its way, so these are not just still unread.
@@ -339,7 +338,6 @@ class PullSubscription:
         self._max_batch = config.get("max_batch") or _NO_LIMIT
         self._max_bytes = config.get("max_bytes") or _NO_LIMIT
         self._expires = min(config.get("max_expires") or _EXPIRES_NANOSECONDS, _EXPIRES_NANOSECONDS)
-        self._unsure = False
         self._heard_at = time.monotonic()
         return info
 
@@ -442,8 +440,7 @@ class PullSubscription:
             self._not_before = max(self._not_before, request.opened_at + RETRY_SECONDS)
         elif description != "Batch Completed":
             self._warn("pull request ended", status=code, description=description)
-            # Nobody may have heard it, or what the consumer allows has changed.
-            self._unsure = True
+            # Long enough that the consumer is looked at then: it may be gone, or allow less than it did.
             self._not_before = time.monotonic() + RETRY_SECONDS
         # So many won't come. The others may, after it, from a consumer with replicas.
         pending = headers.find(block, b"Nats-Pending-Messages") or ""

@@ -23,6 +23,7 @@ from understudy.actors.handlers import handles
 from understudy.actors.policies import Mailbox
 from understudy.actors.supervision import Child
 from understudy.runtime.app import App
+from understudy.runtime.jetstream.connection import confirm
 from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.stream import Stream
 
@@ -106,11 +107,12 @@ async def test_never_more_is_asked_for_than_there_is_room(orders: Bench, app: Ap
     """And everything comes, in order, as room is made."""
     pull = await pulling(orders, Room(8))
     await place(orders, range(100))
-    pull.subscription.start()
+    pull.start()
     seen: list[int] = []
     while len(seen) < 100:
         await until(lambda: bool(pull.room.held))
         seen += await pull.settle(3)
+        await confirm(pull.client)
         assert (await orders.backlog(app)).ack_pending <= 8 + 3
     assert seen == list(range(1, 101))
     assert pull.room.most <= 8
@@ -123,7 +125,7 @@ async def test_bytes_bound_what_is_held_too(orders: Bench, app: App) -> None:
     sizes = [3000, 3000, 3000, 3000, 30_000, 3000, 10, 10]
     for size in sizes:
         await orders.publisher.publish_raw("orders.placed", b"x" * size)
-    pull.subscription.start()
+    pull.start()
     seen: list[int] = []
     while len(seen) < len(sizes):
         await until(lambda: bool(pull.room.held))
@@ -138,7 +140,7 @@ async def test_bytes_bound_what_is_held_too(orders: Bench, app: App) -> None:
 async def test_paused_it_asks_for_nothing_and_resumed_it_goes_on(orders: Bench, app: App) -> None:
     """What was asked for before may still arrive, and nothing more."""
     pull = await pulling(orders, Room(4))
-    pull.subscription.start()
+    pull.start()
     await place(orders, range(4))
     await until(lambda: len(pull.room.held) == 4)
     pull.subscription.pause()
@@ -156,7 +158,7 @@ async def test_after_idling_it_is_at_full_speed_at_once(orders: Bench, app: App)
     """Requests expire and their credit comes back: demand is neither lost nor doubled."""
     pull = await pulling(orders, Room(512))
     with capture_logs() as logs:
-        pull.subscription.start()
+        pull.start()
         await asyncio.sleep(3.2)
         started = time.monotonic()
         await orders.publisher.publish(Placed(number=0))
@@ -164,7 +166,7 @@ async def test_after_idling_it_is_at_full_speed_at_once(orders: Bench, app: App)
         assert time.monotonic() - started < 0.2
         await place(orders, range(1, 2000))
         await until(lambda: len(pull.room.held) == 512, 1)
-        await orders.client.flush()
+        await confirm(pull.client)
         assert pull.room.most == 512
         assert (await orders.backlog(app)).ack_pending == 512
         started = time.monotonic()
@@ -184,14 +186,14 @@ async def test_stopping_waits_for_what_is_on_its_way(orders: Bench, app: App) ->
     for _ in range(5):
         pull = await pulling(orders, pull.room)
         publishing = asyncio.create_task(place(orders, range(500)))
-        pull.subscription.start()
+        pull.start()
         await until(lambda room=pull.room: bool(room.held))  # type: ignore[misc]
         await pull.subscription.stop()
         held = len(pull.room.held)
         await publishing
         assert (await orders.backlog(app)).ack_pending == held
         await pull.settle(held)
-        await orders.client.flush()
+        await confirm(pull.client)
     assert pull.failures == []
 
 

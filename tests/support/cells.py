@@ -107,7 +107,11 @@ class CellRun:
 
 
 class Bench:
-    """A broker, a client, a publisher and the cells of a test."""
+    """A broker, a client, a publisher and the cells of a test.
+
+    Attributes:
+        tasks: what is cancelled at the end.
+    """
 
     def __init__(
         self, url: str, directory: Path, client: Client, publisher: Publisher, *, fast_lane: bool
@@ -118,6 +122,20 @@ class Bench:
         self.publisher = publisher
         self.fast_lane = fast_lane
         self.cells: list[CellRun] = []
+        self.clients = [client]
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def connect(self, url: str = "", on_state: Callable[[str], None] | None = None) -> Client:
+        """Return a connection of its own, which the bench closes.
+
+        Args:
+            url: where to, if not to the broker directly.
+            on_state: as of `runtime.jetstream.connection.connect`.
+        """
+        spec = ConnectionSpec(servers=(url or self.url,), fast_lane=self.fast_lane)
+        client = await connection.connect(spec, name="test", on_state=on_state)
+        self.clients.append(client)
+        return client
 
     def cell_run(self, app: App, url: str = "") -> CellRun:
         """Return an app's first cell, which the test starts and stops itself.
@@ -184,4 +202,7 @@ async def bench(url: str, directory: Path, *, fast_lane: bool = True) -> AsyncIt
             for cell in made.cells:
                 if cell.task is not None and not cell.task.done():
                     await cell.stop()
-            await client.close()
+            for task in made.tasks:
+                task.cancel()
+            for opened in made.clients:
+                await connection.close(opened)

@@ -12,11 +12,15 @@ class Proxy:
 
     Attributes:
         rewrite: what is replaced in what the client sends, and by what of the same length.
+        rewrites: how many times at most.
+        refusing: whether clients are turned away.
         connections: how many clients have connected so far.
     """
 
     def __init__(self, port: int) -> None:
         self.rewrite: tuple[bytes, bytes] | None = None
+        self.rewrites = 1 << 30
+        self.refusing = False
         self.connections = 0
         self._port = port
         # The client's and the broker's side of each connection, and the broker's of those that are half open.
@@ -58,6 +62,9 @@ class Proxy:
             await asyncio.wait(self._tasks)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refusing:
+            writer.transport.abort()
+            return
         self.connections += 1
         broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers.append((writer, broker_writer))
@@ -72,7 +79,10 @@ class Proxy:
         try:
             while data := await source.read(65536):
                 if outward and self.rewrite is not None:
-                    data = data.replace(*self.rewrite)
+                    found = min(data.count(self.rewrite[0]), self.rewrites)
+                    data = data.replace(*self.rewrite, found)
+                    self.rewrites -= found
+                self._see(data, outward)
                 target.write(data)
                 await target.drain()
         except OSError:
@@ -80,6 +90,9 @@ class Proxy:
         finally:
             if target not in self._half_open:
                 target.transport.abort()
+
+    def _see(self, data: bytes, outward: bool) -> None:
+        """Hear what goes by; for those who derive from this."""
 
 
 @asynccontextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from nats.aio.client import Client
+
 from support.cells import Bench
 from understudy.actors.errors import BrokerError
 from understudy.runtime.jetstream.api import consumer_info
@@ -46,26 +48,35 @@ class Room:
 
 
 class Pulling:
-    """A subscription to a consumer; made by `pulling`.
+    """A subscription to a consumer over a connection of its own; made by `pulling`.
 
     Attributes:
-        failures: what it failed with.
+        client: the connection.
+        failures: what the subscription failed with.
     """
 
-    def __init__(self, bench: Bench, stream: str, durable: str, created: str, room: Room) -> None:
+    def __init__(
+        self, bench: Bench, client: Client, stream: str, durable: str, created: str, room: Room
+    ) -> None:
+        self._bench = bench
+        self.client = client
         self.room = room
         self.failures: list[BrokerError] = []
-        self.settlement = Settlement(bench.client)
+        self.settlement = Settlement(client)
         self.subscription = PullSubscription(
-            bench.client,
-            stream,
-            durable,
-            created,
-            room,
-            self.settlement,
-            room.deliver,
-            self.failures.append,
+            client, stream, durable, created, room, self.settlement, room.deliver, self.failures.append
         )
+
+    def start(self) -> None:
+        """Start the subscription, which ends with the bench at the latest."""
+        self._bench.tasks.append(self.subscription.start())
+
+    def on_state(self, state: str) -> None:
+        """Hear how the connection fares."""
+        if state == "connected":
+            self.subscription.reconnected()
+        else:
+            self.subscription.disconnected()
 
     async def settle(self, count: int) -> list[int]:
         """Ack the oldest in the room, and return their sequences."""
@@ -76,8 +87,21 @@ class Pulling:
         return [parse_ack_subject(reply)[1] for reply, _ in taken]
 
 
-async def pulling(bench: Bench, room: Room, stream: str = "ORDERS", durable: str = "shop-billing") -> Pulling:
-    """Return a subscription to a consumer that exists."""
-    info = await consumer_info(bench.client, stream, durable)
+async def pulling(
+    bench: Bench, room: Room, stream: str = "ORDERS", durable: str = "shop-billing", *, url: str = ""
+) -> Pulling:
+    """Return a subscription to a consumer that exists.
+
+    Args:
+        bench: closes the connection in the end.
+        room: takes what is delivered.
+        stream: the consumer's.
+        durable: the consumer.
+        url: where to connect, if not to the broker directly.
+    """
+    made: list[Pulling] = []
+    client = await bench.connect(url, lambda state: made[0].on_state(state))
+    info = await consumer_info(client, stream, durable)
     assert info is not None
-    return Pulling(bench, stream, durable, info["created"], room)
+    made.append(Pulling(bench, client, stream, durable, info["created"], room))
+    return made[0]
