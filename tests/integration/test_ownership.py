@@ -297,5 +297,6 @@ async def test_an_owner_whose_connection_breaks_goes_on_with_what_it_holds(make:
         await owners.all_handled(8000)
         assert await owners.pin() == pin
         assert owners.by("b") == []
+        assert owners.repeats() == 0
         assert owners.in_order()
         await owners.nodes["a"].stop()

@@ -126,12 +126,12 @@ class Owners:
         """Return what a node has handled, in order."""
         return [run.number for run in self.runs if run.node == node]
 
-    def in_order(self) -> bool:
-        """Return whether each customer's events were first handled in stream order."""
+    def in_order(self, *nodes: str) -> bool:
+        """Return whether each customer's events were first handled in stream order, by some nodes or all."""
         last: dict[str, int] = {}
         seen: set[int] = set()
         for run in self.runs:
-            if run.sequence in seen:
+            if run.sequence in seen or (nodes and run.node not in nodes):
                 continue
             seen.add(run.sequence)
             if run.sequence < last.get(run.customer, 0):
@@ -148,6 +148,10 @@ class Owners:
         info = await api.consumer_info(self.bench.client, STREAM, DURABLE)
         assert info is not None
         return info
+
+    async def settled(self) -> None:
+        """Wait until everything is acked that was published so far."""
+        await self.bench.settled(self.app(""))
 
     async def pin(self) -> str:
         """Return the pin id of the consumer's owner."""
