@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.batches import BATCH, BATCH_SECONDS
+from benchmarks.batches import BATCH
 from benchmarks.feeds import BACKLOGS, HEADED, LARGE, PINGS, PLAIN, RELAYED, UNIFORM, ZIPF, Feed
 from benchmarks.readings import Ping, Reading, Relayed
 from benchmarks.records import VARIABLE, Latencies, open_record
@@ -76,7 +76,7 @@ class Slow(Actor):
 class Batches(Actor):
     """Takes many at once."""
 
-    @handles(PLAIN.subject, batch=Batch(size=BATCH, timeout_seconds=BATCH_SECONDS))
+    @handles(PLAIN.subject, batch=Batch(size=BATCH))
     async def readings(self, events: list[Reading]) -> None:
         """Do nothing."""
 

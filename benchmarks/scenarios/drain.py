@@ -77,22 +77,32 @@ class _OfOurs(Scenario):
             await streams.fill_stream(stage, feed, stage.messages)
 
 
-class DrainBatches(_OfOurs):
+class DrainBatches(Scenario):
     """Handlers that take many messages at once."""
 
     name = "batches"
     description = f"drain by a handler of batches of {BATCH}"
     takes = "2 min"
     goals = (Goal(measure=RATE, ours="understudy run, batches", other="FastStream batch", at_least=4.0),)
-    _feeds = (PLAIN,)
 
-    def contenders(self, _messages: int) -> Sequence[Contender]:
+    def contenders(self, messages: int) -> Sequence[Contender]:
         """Return ours, and FastStream's."""
         return [
-            Draining(RunningApp("batches", "understudy run, batches"), PLAIN),
-            Draining(RunningApp("batches", "understudy run, batches, public API", PUBLIC_LANE), PLAIN),
-            Draining(FastStream("batch"), PLAIN),
+            Draining(consumer, PLAIN, messages=_whole_batches(messages))
+            for consumer in (
+                RunningApp("batches", "understudy run, batches"),
+                RunningApp("batches", "understudy run, batches, public API", PUBLIC_LANE),
+                FastStream("batch"),
+            )
         ]
+
+    async def prepare(self, stage: Stage) -> None:
+        """Fill the stream once, with no message that would wait for a batch to fill up."""
+        await streams.fill_stream(stage, PLAIN, _whole_batches(stage.messages))
+
+
+def _whole_batches(messages: int) -> int:
+    return max(1, messages // BATCH) * BATCH
 
 
 class DrainHeaders(_OfOurs):
