@@ -6,7 +6,7 @@ from benchmarks.harness import Scenario
 from benchmarks.scenarios.backlog import Backlog
 from benchmarks.scenarios.cells import StartUp
 from benchmarks.scenarios.chain import Chain
-from benchmarks.scenarios.drain import Drain, DrainHeaders, DrainKeys, DrainLarge
+from benchmarks.scenarios.drain import Drain, DrainBatches, DrainHeaders, DrainKeys, DrainLarge
 from benchmarks.scenarios.kill import Kill
 from benchmarks.scenarios.latency import Latency, LatencyHalfLoad
 from benchmarks.scenarios.memory import SlowHandler
@@ -15,6 +15,7 @@ from benchmarks.scenarios.publish import PublishEach, PublishWindow
 SCENARIOS: tuple[Scenario, ...] = (
     Drain(),
     DrainLarge(),
+    DrainBatches(),
     DrainHeaders(),
     DrainKeys(),
     PublishWindow(),

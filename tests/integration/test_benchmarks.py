@@ -105,7 +105,7 @@ def test_without_a_name_it_measures_what_is_quick(tmp_path: Path) -> None:
     assert goal["reached"] == pytest.approx(rates[goal["ours"]] / rates[goal["other"]])
 
 
-@pytest.mark.parametrize("scenario", ["drain-1k", "headers", "keys", "chain"])
+@pytest.mark.parametrize("scenario", ["drain-1k", "batches", "headers", "keys", "chain"])
 def test_it_drains_other_messages_and_by_other_actors(tmp_path: Path, scenario: str) -> None:
     (measured,), _ = measure("--scenario", scenario, directory=tmp_path)
     assert all(contender["rate"] > 0 for contender in measured["contenders"])
