@@ -1,9 +1,10 @@
 """What goes over a cell's connection: the NATS protocol read at the socket, and the credit counted from it.
 
 The account knows nothing of the runtime. A pull request is a publish to the consumer's `MSG.NEXT`; it is
-open until what it asked for was delivered on its inbox, or a status frame came under its reply subject, or
-its inbox or connection is gone. A delivery is held from when it went by until an ack, a nak or a term of its
-stream sequence does. Protocol: docs.nats.io, "Client Protocol"; NATS ADR-13, ADR-15.
+open until what it asked for, in messages or exactly in bytes, was delivered on its inbox, or a status frame
+came under its reply subject, or its inbox or connection is gone. A delivery is held from when it went by
+until an ack, a nak or a term of its stream sequence does. Protocol: docs.nats.io, "Client Protocol"; NATS
+ADR-13, ADR-15.
 """
 
 from __future__ import annotations
@@ -66,11 +67,15 @@ class Ended(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """A delivery went by: stream sequence, bytes of its body, and the subscription's subject."""
+    """A delivery went by: stream sequence, bytes of its body, and the subscription's subject.
+
+    `counted` is how many bytes the server takes off its request.
+    """
 
     sequence: int
     size: int
     inbox: bytes
+    counted: int
 
 
 class Settled(NamedTuple):
@@ -150,7 +155,9 @@ class Account:
         if sequence is not None:
             # Without a subscription the client drops it.
             if sid in self._inboxes:
-                self.events.append(Delivered(sequence, len(frame.payload) - header, self._inboxes[sid]))
+                counted = len(subject) + len(reply) + len(frame.payload) - _added(frame.payload[:header])
+                size = len(frame.payload) - header
+                self.events.append(Delivered(sequence, size, self._inboxes[sid], counted))
         elif subject in self._replies and not frame.payload.startswith(_IDLE_HEARTBEAT):
             self.events.append(Ended(subject))
 
@@ -208,7 +215,7 @@ class Account:
                     held[place] = event.size
                     for request in requests:
                         if request.is_on(event.inbox):
-                            request.deliver(event.size)
+                            request.deliver(event)
                             break
                     requests = [request for request in requests if request.batch > 0]
                 case Settled():
@@ -250,10 +257,22 @@ class _Request:
         """Return whether what it asked for comes to this subscription."""
         return self.reply == inbox or (inbox.endswith(b".*") and self.reply.rpartition(b".")[0] == inbox[:-2])
 
-    def deliver(self, size: int) -> None:
+    def deliver(self, delivered: Delivered) -> None:
         """Count a delivery against it."""
         self.batch -= 1
-        self.bytes_left -= size
+        self.bytes_left -= delivered.counted
+        if self.bytes_left == 0:
+            # The server ends a request that its bytes fill exactly without a word.
+            self.batch = 0
+
+
+def _added(block: bytes) -> int:
+    """Return how many bytes of a header block the server added after it had counted."""
+    start = block.rfind(b"Nats-Pin-Id: ")
+    if start < 0:
+        return 0
+    alone = start == len(b"NATS/1.0\r\n")
+    return len(block) if alone else len(block) - len(b"\r\n") - start
 
 
 class Tap(Proxy):
