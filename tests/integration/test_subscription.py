@@ -23,6 +23,7 @@ from understudy.actors.handlers import handles
 from understudy.actors.policies import Mailbox
 from understudy.actors.supervision import Child
 from understudy.runtime.app import App
+from understudy.runtime.jetstream import subscription
 from understudy.runtime.jetstream.connection import confirm
 from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.stream import Stream
@@ -30,6 +31,10 @@ from understudy.runtime.stream import Stream
 GONE = (
     "consumer shop-billing is gone from the server; 'understudy run' makes it again, "
     "and a new one starts where the actor's 'start' says"
+)
+MADE_ANEW = (
+    "consumer shop-billing was deleted and made again; "
+    "what this cell holds is not the new one's, and the restarted cell begins with that"
 )
 
 
@@ -232,6 +237,43 @@ async def test_a_deleted_stream_fails_the_cell(orders: Bench) -> None:
     assert str(await failure(cell)) == GONE
 
 
+@pytest.mark.parametrize("key", [None, "customer"])
+@pytest.mark.parametrize("away", [False, True], ids=["connected", "disconnected"])
+async def test_a_stream_made_anew_is_not_settled_by_the_old_one_s_sequences(
+    orders: Bench, key: str | None, away: bool
+) -> None:
+    """Its first messages have the sequences of what is held: the cell fails, and the next handles them."""
+    handled = Handled()
+    handled.release.clear()
+    app = handled.app(key=key, mailbox=Mailbox(capacity=4))
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    async with proxy(orders.url) as between:
+        cell = orders.cell_run(app, between.url)
+        await cell.start()
+        await place(orders, range(4))
+        await until(lambda: cell.status.held == 4)
+        if away:
+            between.refusing = True
+            between.cut()
+            await until(lambda: not cell.status.connected)
+        await orders.client.jetstream().delete_stream("ORDERS")
+        await ensure_topology(orders.client, app.spec(), apply=True)
+        await place(orders, range(100, 104))
+        if away:
+            between.refusing = False
+        else:
+            await asyncio.sleep(2 * subscription.UNHEARD_SECONDS)
+            handled.release.set()
+        assert str(await failure(cell)) == MADE_ANEW
+        await cell.vanish()
+        handled.release.set()
+        await cell.start(reason="failed")
+        await orders.settled(app)
+        assert sorted(number for number in handled.numbers if number >= 100) == [100, 101, 102, 103]
+        assert cell.status.counters["taken_over"] == 0
+        await cell.stop()
+
+
 async def test_a_consumer_without_a_leader_for_a_moment_is_not_gone(orders: Bench) -> None:
     """Nobody answers a request then, and the cell waits instead of failing."""
     handled = Handled()
@@ -248,13 +290,18 @@ async def test_a_consumer_without_a_leader_for_a_moment_is_not_gone(orders: Benc
             assert cell.status.state == "up"
             between.rewrite = None
             await until(lambda: len(handled.numbers) == 10)
+        assert [entry["log_level"] for entry in logs if entry.get("status") == "503"][:2] == [
+            "warning",
+            "debug",
+        ]
         await orders.settled(app)
         await cell.stop()
 
 
 @pytest.mark.parametrize("key", [None, "customer"])
-async def test_a_broker_killed_under_load_strands_nothing(
-    orders: Bench, nats_server: NatsServer, key: str | None
+@pytest.mark.parametrize("graceful", [False, True], ids=["killed", "stopped"])
+async def test_a_broker_that_ends_under_load_strands_nothing(
+    orders: Bench, nats_server: NatsServer, key: str | None, graceful: bool
 ) -> None:
     """A new inbox after the reconnect; each event is handled, and at the end nothing is pending."""
     handled = Handled()
@@ -263,7 +310,7 @@ async def test_a_broker_killed_under_load_strands_nothing(
     await place(orders, range(4000), 20)
     for threshold in (500, 1500):
         await until(lambda: len(set(handled.numbers)) > threshold)  # noqa: B023
-        nats_server.kill()
+        await asyncio.to_thread(nats_server.stop if graceful else nats_server.kill)
         await until(lambda: not cell.status.connected)
         nats_server.start()
         await until(lambda: cell.status.connected)

@@ -98,6 +98,12 @@ class CellRun:
             await asyncio.wait_for(self.task, TIMEOUT_SECONDS)
             self.cell = self.task = None
 
+    async def vanish(self) -> None:
+        """Close a failed cell's connection, as the end of its process would."""
+        assert self.cell is not None
+        assert self.cell._client is not None
+        await self.cell._client.close()
+
     @property
     def status(self) -> CellStatus:
         """What the cell file's status area says."""
