@@ -219,13 +219,13 @@ async def test_with_a_blocked_handler_the_server_never_has_more_out_than_the_mai
     async with bench(nats_server.url, tmp_path) as made, tap(nats_server.url, "CREDIT", DURABLE) as way:
         cell = await tapped_cell(made, way, app)
 
-        async def is_full() -> bool:
-            return await ack_pending(made, "CREDIT") == capacity and cell.status.held == capacity
+        async def stays_within(least: int) -> None:
+            async def is_quiet() -> bool:
+                return await ack_pending(made, "CREDIT") == cell.status.held >= least
 
-        async def stays_full() -> None:
-            await until(is_full)
+            await until(is_quiet)
             for _ in range(30):
-                assert await ack_pending(made, "CREDIT") == capacity
+                assert least <= await ack_pending(made, "CREDIT") <= capacity
 
         await place(made, taken.subject, range(6))
         await until(lambda: cell.status.held == 6)
@@ -233,13 +233,14 @@ async def test_with_a_blocked_handler_the_server_never_has_more_out_than_the_mai
         expired, asked = way.account.count(Ended), way.account.count(Demanded)
         await until(lambda: way.account.count(Ended) > expired and way.account.count(Demanded) > asked)
         await place(made, taken.subject, range(6, 100))
-        await stays_full()
+        await stays_within(capacity)
         way.cut()
         await until(lambda: way.connections == 2)
-        await stays_full()
+        await stays_within(capacity)
         taken.release(11)
         await until(lambda: len(taken.handled) == 11)
-        await stays_full()
+        # It is filled again when half of it is free, not before.
+        await stays_within(capacity // 2)
         assert way.account.most_held() == capacity
         taken.release(100)
         await made.settled(app)
