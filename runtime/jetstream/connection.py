@@ -69,7 +69,7 @@ async def _connect(
     async def on_error(error: Exception) -> None:
         if connected:
             # Each failed try to reconnect comes here too; that the connection is lost was said once.
-            log = _log.debug if client.is_reconnecting else _log.warning
+            log = _log.warning if client.is_connected else _log.debug
             log("broker error", error=str(error) or type(error).__name__)
         else:
             errors.append(error)

@@ -146,8 +146,11 @@ class Settlement:
         acks, self._acks = self._acks, []
         frames = b"PUB " + b" 0\r\n\r\nPUB ".join(acks) + b" 0\r\n\r\n"
         try:
-            # Without a connection they wait for the next one.
-            (client.write_now if client.is_connected else client.write)(frames)
+            try:
+                client.write_now(frames)
+            except nats.errors.ConnectionClosedError:
+                # They wait for the next connection, if there is to be one.
+                client.write(frames)
             self._fails = False
         except nats.errors.Error as error:
             self._warn("acks not written", acks=len(acks), error=str(error))
