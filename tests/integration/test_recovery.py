@@ -262,18 +262,32 @@ async def test_a_drain_in_the_middle_of_a_recovery_gives_all_of_it_back(
     assert [run.number for run in owners.runs] == list(range(50))
 
 
-async def test_a_standby_that_is_stopping_declines(owners: Owners, holding: Holding) -> None:
-    """What it is given by its last open request goes to the next owner."""
+async def test_a_standby_that_is_stopping_declines(
+    owners: Owners, holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What pins it by its last open request goes to the next owner, with all that is older."""
+    first = await owners.pin()
     cell = owners.nodes["b"].cell
     assert cell is not None
+    recovering = Paused(monkeypatch)
+    await until(lambda: cell._subscription._outstanding() == 1)
     cell.quiesce()
-    await holding.give_back()
+    await owners.unpin()
+    await owners.note(range(50, 51))
+
+    async def pinned_anew() -> bool:
+        return await owners.pin() not in ("", first)
+
+    await until(pinned_anew)
+    assert not recovering.entered.is_set()
+    recovering.go_on.set()
     await owners.nodes["b"].stop()
-    assert owners.by("b") == []
+    holding.first_ends.set()
     await owners.start("c")
-    await owners.all_handled(50)
-    assert len(owners.by("c")) > 40
-    assert [run.number for run in owners.runs] == list(range(50))
+    await owners.nodes["a"].stop()
+    await owners.all_handled(51)
+    assert owners.by("b") == []
+    assert [run.number for run in owners.runs] == list(range(51))
 
 
 async def test_a_connection_that_breaks_in_the_middle_of_a_recovery(
