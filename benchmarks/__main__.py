@@ -63,7 +63,7 @@ def main() -> int:
     try:
         server = EmbeddedServer.start(directory / "nats", join=False)
         try:
-            report = asyncio.run(_measure(options, server.url, directory))
+            report = asyncio.run(_measure(options, server, directory))
         finally:
             server.stop()
     except ConfigurationError as error:
@@ -85,15 +85,18 @@ def main() -> int:
     return 0
 
 
-async def _measure(options: argparse.Namespace, url: str, directory: Path) -> Report:
-    client = await nats.connect(url)
+async def _measure(options: argparse.Namespace, server: EmbeddedServer, directory: Path) -> Report:
+    # Ours, since it joined no other run's.
+    assert server.pid is not None
+    client = await nats.connect(server.url)
     try:
         environment = describe_environment(client, directory)
         progress = Progress()
         reports = []
         for scenario in _chosen(options.scenario):
             stage = Stage(
-                url=url,
+                url=server.url,
+                broker_pid=server.pid,
                 client=client,
                 directory=directory,
                 messages=math.ceil(options.messages * scenario.share),

@@ -16,6 +16,7 @@ from benchmarks.consumers import Consumer, Running
 from benchmarks.errors import BenchmarkFailed, NotConserved
 from benchmarks.feeds import Feed
 from benchmarks.harness import Contender, Sample, Stage, rate_sample
+from benchmarks.processes import cpu_seconds
 from benchmarks.streams import ConsumerView
 
 LOOK_EVERY_SECONDS = 0.005
@@ -78,25 +79,38 @@ async def watch(stage: Stage, name: str, feed: Feed, durable: str, messages: int
         running: whose CPU time counts.
     """
     pause = LOOK_OFTEN_SECONDS if messages <= FEW else LOOK_EVERY_SECONDS
-    begin = last = (time.monotonic(), 0, running.cpu_seconds())
-    while last[1] < messages:
+    begin = last = _Look(0, running, stage)
+    while last.acked < messages:
         await asyncio.sleep(pause)
         running.check_alive()
         view = await ConsumerView.read(stage.client, feed.stream, durable)
         acked = view.last - view.ack_pending
-        now = (time.monotonic(), acked, running.cpu_seconds())
-        if acked > last[1]:
-            if begin[1] == 0 and acked < messages:
+        now = _Look(acked, running, stage)
+        if acked > last.acked:
+            if begin.acked == 0 and acked < messages:
                 begin = now
             last = now
             stage.progress.at(f"{acked:,} of {messages:,}")
-        elif now[0] > last[0] + STALL_SECONDS:
+        elif now.time > last.time + STALL_SECONDS:
             raise BenchmarkFailed(
                 f"{name}: nothing was acknowledged for {STALL_SECONDS:g} s, at {acked:,} of {messages:,}"
             )
     return rate_sample(
-        messages=last[1] - begin[1], seconds=last[0] - begin[0], cpu_seconds=last[2] - begin[2]
+        messages=last.acked - begin.acked,
+        seconds=last.time - begin.time,
+        cpu_seconds=last.cpu_seconds - begin.cpu_seconds,
+        broker_seconds=last.broker_seconds - begin.broker_seconds,
     )
+
+
+class _Look:
+    """What there is to see at one moment."""
+
+    def __init__(self, acked: int, running: Running, stage: Stage) -> None:
+        self.acked = acked
+        self.time = time.monotonic()
+        self.cpu_seconds = running.cpu_seconds()
+        self.broker_seconds = cpu_seconds(stage.broker_pid)
 
 
 async def check_conserved(

@@ -18,6 +18,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         url: the nats-server's.
+        broker_pid: its process.
         client: the harness's own connection.
         directory: for logs, and what else a run leaves.
         messages: how many one run moves.
@@ -26,6 +27,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     url: str
+    broker_pid: int
     client: Client
     directory: Path
     messages: int
@@ -53,21 +55,24 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
 
 RATE = Measure(key="rate", heading="msgs/s")
 CPU = Measure(key="cpu_microseconds", heading="CPU µs/msg", decimals=1)
+BROKER_CPU = Measure(key="broker_cpu_microseconds", heading="broker's", decimals=1)
 
 Sample = Mapping[str, float]
 
 
-def rate_sample(*, messages: int, seconds: float, cpu_seconds: float) -> Sample:
+def rate_sample(*, messages: int, seconds: float, cpu_seconds: float, broker_seconds: float) -> Sample:
     """Return what a run took that is measured by its rate.
 
     Args:
         messages: how many were moved between the first look at the clock and the last.
         seconds: between these looks.
         cpu_seconds: what the measured processes used meanwhile, user and system.
+        broker_seconds: what the broker used.
     """
     return {
         RATE.key: messages / seconds,
         CPU.key: cpu_seconds / messages * 1e6,
+        BROKER_CPU.key: broker_seconds / messages * 1e6,
         "messages": messages,
         "seconds": seconds,
     }
@@ -135,7 +140,7 @@ class Scenario(ABC):
     is_quick: bool = False
     share: float = 1.0
     one_size: bool = True
-    measures: Sequence[Measure] = (RATE, CPU)
+    measures: Sequence[Measure] = (RATE, CPU, BROKER_CPU)
     goals: Sequence[Goal] = ()
 
     @abstractmethod

@@ -13,7 +13,7 @@ from benchmarks import streams
 from benchmarks.errors import NotConserved
 from benchmarks.feeds import PLAIN
 from benchmarks.harness import RATE, Contender, Goal, Sample, Scenario, Stage, rate_sample
-from benchmarks.processes import Program
+from benchmarks.processes import Program, cpu_seconds
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -43,15 +43,22 @@ class Publishing(Contender):
         await streams.make_stream(stage.client, PLAIN)
         log = stage.directory / "publisher.log"
         command = Program.module(self._module, stage.url, str(stage.messages), self._how)
+        before = cpu_seconds(stage.broker_pid)
         with Program(*command, log=log) as program:
             result = msgspec.json.decode(program.read_line(), type=Result)
+        broker_seconds = cpu_seconds(stage.broker_pid) - before
         stored = await streams.count_messages(stage.client, PLAIN.stream)
         if not stored == result.confirmed == stage.messages:
             raise NotConserved(
                 f"{self.name}: {stage.messages:,} published, {result.confirmed:,} confirmed, "
                 f"{stored:,} in the stream"
             )
-        return rate_sample(messages=stage.messages, seconds=result.seconds, cpu_seconds=result.cpu_seconds)
+        return rate_sample(
+            messages=stage.messages,
+            seconds=result.seconds,
+            cpu_seconds=result.cpu_seconds,
+            broker_seconds=broker_seconds,
+        )
 
 
 class PublishWindow(Scenario):

@@ -82,6 +82,7 @@ def test_without_a_name_it_measures_what_is_quick(tmp_path: Path) -> None:
         for contender in scenario["contenders"]:
             assert contender["rate"] > 0
             assert contender["cpu_microseconds"] > 0
+            assert contender["broker_cpu_microseconds"] > 0
     drain = scenarios[0]
     assert names_of(drain) == [
         "understudy run",
