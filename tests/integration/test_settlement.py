@@ -233,7 +233,8 @@ async def test_what_is_settled_without_a_connection_is_written_to_the_next(deliv
         await deliveries.settlement.nak(three, 600)
         deliveries.settlement.ack(four)
         await asyncio.sleep(0.05)
-    assert [entry for entry in logs if entry["log_level"] == "warning"] == []
+    # The connection has its own to say.
+    assert [entry for entry in logs if not entry["event"].startswith("broker ")] == []
     assert deliveries.written() == []
     deliveries.between.refusing = False
     await deliveries.leaves(1)
