@@ -176,7 +176,7 @@ async def self_check(client: FastClient) -> str:
     """
     inbox = client.new_inbox()
     block = b"NATS/1.0\r\nA: b\r\n\r\n"
-    large = bytes(range(256)) * 512
+    large = (bytes(range(256)) * 512)[: client.max_payload]
     sent = [(b"", b""), (b"", b"body"), (block, b""), (block, b"body"), (b"", large), (b"", b"last")]
     received: list[tuple[bytes, bytes, bytes, bytes]] = []
     complete = asyncio.Event()
@@ -196,7 +196,9 @@ async def self_check(client: FastClient) -> str:
                 if headers
                 else b"PUB %b to %d\r\n" % (inbox.encode(), size)
             )
-            client.write(start + headers + body + b"\r\n")
+            # Both ways to write, the second of which has what waits go first.
+            write = client.write_now if body == b"last" else client.write
+            write(start + headers + body + b"\r\n")
         async with asyncio.timeout(SELF_CHECK_SECONDS):
             await complete.wait()
         client.forget(subscription)
