@@ -77,6 +77,18 @@ def test_each_source_counts_over_the_next(tmp_path: Path, monkeypatch: pytest.Mo
     assert not load_settings().nats_is_default
 
 
+def test_the_fast_lane_is_on_unless_a_source_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And every process is told so with the connection."""
+    assert load_settings().connection().fast_lane
+    (tmp_path / "understudy.toml").write_text("nats.fast_lane = false")
+    assert not load_settings().connection().fast_lane
+    monkeypatch.setenv("UNDERSTUDY_NATS__FAST_LANE", "true")
+    assert load_settings().connection().fast_lane
+    assert problems(nats__fast_lane="sometimes")
+
+
 def test_sources_are_merged_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable for one key leaves the file's others alone."""
     (tmp_path / "understudy.toml").write_text('http = {host = "localhost", port = 1}\nlog.level = "debug"')
