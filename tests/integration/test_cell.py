@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from support.cells import Bench, bench, until
+from support.cells import Bench, bench, both_lanes, until
 from support.nats import NatsServer
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context
@@ -34,10 +34,12 @@ class Billed(Event, subject="orders.billed"):
     number: int
 
 
-@pytest.fixture
-async def orders(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Bench]:
+@both_lanes
+async def orders(
+    nats_server: NatsServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Bench]:
     """A broker for the orders app."""
-    async with bench(nats_server.url, tmp_path) as made:
+    async with bench(nats_server.url, tmp_path, fast_lane=request.param) as made:
         yield made
 
 

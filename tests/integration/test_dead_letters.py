@@ -11,7 +11,7 @@ import pytest
 from nats.js.api import DiscardPolicy, StreamConfig
 from structlog.testing import capture_logs
 
-from support.cells import Bench, bench, until
+from support.cells import Bench, bench, both_lanes, until
 from support.nats import NatsServer
 from understudy.actors.actor import Actor
 from understudy.actors.errors import PublishError
@@ -48,10 +48,12 @@ class Placed(Event, subject="orders.placed"):
     number: int
 
 
-@pytest.fixture
-async def orders(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Bench]:
+@both_lanes
+async def orders(
+    nats_server: NatsServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Bench]:
     """A broker with the dead-letter stream of the app shop."""
-    async with bench(nats_server.url, tmp_path) as made:
+    async with bench(nats_server.url, tmp_path, fast_lane=request.param) as made:
         await made.client.jetstream().add_stream(
             StreamConfig(name="SHOP_DEAD_LETTERS", subjects=["dead-letters.shop.>"])
         )
@@ -180,7 +182,7 @@ async def test_a_header_that_nats_py_can_t_write_is_left_out_and_named(
 async def test_headers_that_are_no_line_of_text_leave_a_letter_too(
     orders: Bench, window: PublishWindow
 ) -> None:
-    """Half a line break becomes a blank, and what isn't UTF-8 goes out as it came."""
+    """Half a line break becomes a blank; what isn't UTF-8 goes out as it came, where nats-py doesn't mind."""
     headers = {
         "broken": "a\nb\rc",
         "b\n@d": "1",
@@ -193,7 +195,8 @@ async def test_headers_that_are_no_line_of_text_leave_a_letter_too(
     assert stored is not None
     block = parse(stored.header_block)
     assert block["broken"] == "a b c"
-    assert block["bytes"] == "\udcff"
+    # As text, since a failure's message has to be written somewhere.
+    assert ascii(block["bytes"]) == (r"'\udcff'" if orders.fast_lane else "'?'")
     assert block["Understudy-Headers-Left-Out"] == "b @d, more bytes, most-bytes"
 
 

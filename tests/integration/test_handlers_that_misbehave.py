@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from support.cells import Bench, bench, until
+from support.cells import Bench, bench, both_lanes, until
 from support.nats import NatsServer
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context, StartContext
@@ -45,10 +45,12 @@ class Unwritable:
     """A value that no body can hold."""
 
 
-@pytest.fixture
-async def orders(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Bench]:
+@both_lanes
+async def orders(
+    nats_server: NatsServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Bench]:
     """A broker for the app shop."""
-    async with bench(nats_server.url, tmp_path) as made:
+    async with bench(nats_server.url, tmp_path, fast_lane=request.param) as made:
         yield made
 
 
