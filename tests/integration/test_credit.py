@@ -194,6 +194,7 @@ async def follow(course: Course, url: str, directory: Path, stream: str) -> Acco
 @given(course=courses)
 @example(course=Course("shared", 1, 1, 20, [90], [0.0], ["retry", "breaker"], [0.5]))
 @example(course=Course("keyed", 64, 1000, 300, [5, 90, 3000], [0.001], ["breaker", "retry"], [0.3, 0.6]))
+@example(course=Course("shared", 300, 10_000, 200, [900], [0.002], [], [0.5]))
 # Not shrunk: a course takes a second or two.
 @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])
 def test_what_is_held_and_asked_for_never_exceeds_the_mailbox(

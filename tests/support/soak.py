@@ -74,9 +74,10 @@ class Kill(NamedTuple):
 
 
 class Outage(NamedTuple):
-    """From the broker's end until every cell is connected again, in ns of CLOCK_MONOTONIC."""
+    """When the broker was to end, had ended, and had every cell connected again, in ns of CLOCK_MONOTONIC."""
 
     began: int
+    gone: int
     ended: int
 
 
@@ -238,14 +239,19 @@ class _Soak:
         else:
             self.server.kill()
             self._kill(self._random.choice(CELLS))
+        gone = time.monotonic_ns()
         self.server.start()
         until(lambda: self.run.get("/readyz")[0] == 200, 40)
-        self.outages.append(Outage(began, time.monotonic_ns()))
+        self.outages.append(Outage(began, gone, time.monotonic_ns()))
 
     def _kill(self, cell: str) -> None:
         supervision = self.run.cell(cell)["supervision"]
         if supervision["state"] == "up":
-            os.kill(supervision["pid"], signal.SIGKILL)
+            try:
+                os.kill(supervision["pid"], signal.SIGKILL)
+            except ProcessLookupError:
+                # It failed meanwhile, and the account says why.
+                return
             self.kills.append(Kill(supervision["pid"], time.monotonic_ns()))
 
     def _is_settled(self) -> bool:
@@ -340,23 +346,16 @@ class _Causes:
     def __init__(self, actor: str, firsts: dict[int, int], kills: list[Kill], outages: list[Outage]) -> None:
         self._killed = {kill.pid: kill.at for kill in kills}
         self._in_hand = {kill.pid: IN_HAND[actor] for kill in kills}
+        unwritten = round(UNWRITTEN_SECONDS * 1e9)
         times = list(firsts.values())
         numbers = list(firsts)
-        # For each outage what was handled first shortly before, or next after it began: the cells held that.
-        self._touched = [
-            (
-                outage.began,
-                frozenset(
-                    numbers[
-                        bisect(times, outage.began - round(UNWRITTEN_SECONDS * 1e9)) : bisect(
-                            times, outage.began
-                        )
-                        + HELD[actor]
-                    ]
-                ),
-            )
-            for outage in outages
-        ]
+
+        def touched(outage: Outage) -> frozenset[int]:
+            # What was handled first shortly before it, or next when the broker was gone: that the cells held.
+            first = bisect(times, outage.began - unwritten)
+            return frozenset(numbers[first : bisect(times, outage.gone) + HELD[actor]])
+
+        self._touched = [(outage.began, touched(outage)) for outage in outages]
 
     def of(self, number: int, pid: int, earlier: Record, later: Record) -> str:
         """Return what explains that `later` repeats `earlier`, which the process `pid` ran."""
