@@ -20,6 +20,7 @@ from understudy.runtime.app import App
 from understudy.runtime.cell.status import CellStatus, read_status
 from understudy.runtime.jetstream.topology import dead_letter_stream, ensure_topology
 
+QUIET_SECONDS = 0.05
 PUBLIC_LANE = {"UNDERSTUDY_NATS__FAST_LANE": "false"}
 
 
@@ -62,11 +63,9 @@ class RunningApp(Consumer):
         with self.run(stage, environment) as run:
 
             def stop() -> int:
-                # The cell counts an ack when it has written it, and the server's look may come before.
-                run.wait_for(lambda: all(cell.held == 0 for cell in run.cells()), "done")
-                acked = sum(cell.counters["acked"] for cell in run.cells())
+                cells = run.wait_until_quiet()
                 run.program.stop()
-                return acked
+                return sum(cell.counters["acked"] for cell in cells)
 
             yield Running(tuple(cell.pid for cell in run.cells()), run.program.check_alive, stop)
 
@@ -98,6 +97,20 @@ class Run:
         """Return what each cell says of itself, in the order of actors and replicas."""
         found = (read_status(path) for path in sorted(self._directory.rglob("*.cell")))
         return [status for status in found if status is not None]
+
+    def wait_until_quiet(self) -> list[CellStatus]:
+        """Block until no cell holds or counts anything more, and return what each says then."""
+        # A cell counts acks when they are written, and the server's look may come before.
+        seen: list[tuple[int, dict[str, int]]] = []
+
+        def is_quiet() -> bool:
+            time.sleep(QUIET_SECONDS)
+            now = [(cell.held, cell.counters) for cell in self.cells()]
+            before, seen[:] = list(seen), now
+            return now == before and all(held == 0 for held, _ in now)
+
+        self.wait_for(is_quiet, "done")
+        return self.cells()
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
         """Block until a condition holds.

@@ -33,6 +33,8 @@ REPEATED = Measure(key="repeated", heading="handled twice")
 GENERATIONS = 3
 # How long the server may take to notice that a connection is gone.
 NOTICE_SECONDS = 0.005
+# On a busy machine it may be the broker that is waited for at the moment of the kill.
+ATTEMPTS = 5
 
 
 class Victim(NamedTuple):
@@ -68,7 +70,14 @@ class Killed(Contender):
         """
 
     async def measure(self, stage: Stage) -> Sample:
-        """Kill it when it has done a third, and see when it is through with what it was given before."""
+        """Kill it, again if at that moment there was nothing to recover."""
+        for _ in range(ATTEMPTS):
+            if (sample := await self._kill(stage)) is not None:
+                return sample
+        raise BenchmarkFailed(f"{self.name}: {ATTEMPTS} times it held nothing when it was killed")
+
+    async def _kill(self, stage: Stage) -> Sample | None:
+        """Kill it when it has done a tenth, and see when it is through with what it was given before."""
         client = stage.client
         await streams.delete_consumer(client, UNIFORM.stream, self.durable)
         await self.make_durable(stage)
@@ -80,7 +89,7 @@ class Killed(Contender):
                 make_record(path, stage.messages)
             with self.started(stage, record) as victim:
                 await streams.resume(client, UNIFORM.stream, self.durable)
-                await self._wait_for_acks(stage, stage.messages // 3)
+                await self._wait_for_acks(stage, stage.messages // 10)
                 killed = time.monotonic_ns()
                 os.kill(victim.pid, signal.SIGKILL)
                 given = await self._last_given(stage)
@@ -112,7 +121,7 @@ class Killed(Contender):
             if time.monotonic() > deadline:
                 return view.last
 
-    def _judge(self, stage: Stage, times: list[list[int]], killed: int, given: int) -> Sample:
+    def _judge(self, stage: Stage, times: list[list[int]], killed: int, given: int) -> Sample | None:
         before, *later = times
         after = [max(found) for found in zip(*later, strict=True)]
         never = sum(not (first or second) for first, second in zip(before, after, strict=True))
@@ -122,7 +131,7 @@ class Killed(Contender):
             )
         recovered = [moment for moment in after[:given] if moment]
         if not recovered:
-            raise BenchmarkFailed(f"{self.name}: it held nothing when it was killed")
+            return None
         return {
             FIRST.key: (min(recovered) - killed) / 1e6,
             LAST.key: (max(recovered) - killed) / 1e6,
