@@ -74,11 +74,14 @@ class Slow(Actor):
 
 
 class Batches(Actor):
-    """Takes many at once."""
+    """Counts, many at once."""
+
+    handled = 0
 
     @handles(PLAIN.subject, batch=Batch(size=BATCH))
     async def readings(self, events: list[Reading]) -> None:
-        """Do nothing."""
+        """Count, so that one event instead of a list is an error."""
+        self.handled += len(events)
 
 
 class Relay(Actor):
