@@ -84,8 +84,13 @@ class Cell:
         self._open_breaker = ""
         self._resting = False
         self._blocked = 0
+        batch_sizes = [
+            handler.batch.size for handler in self._child.spec.handlers if handler.batch is not None
+        ]
         self._fetch_ahead = FetchAhead(
-            self._options.mailbox.capacity, self._options.concurrency, start.spec.ack_wait_seconds
+            self._options.mailbox.capacity,
+            self._options.concurrency * max(batch_sizes, default=1),
+            start.spec.ack_wait_seconds,
         )
         self._watchdog = Watchdog(
             durable=start.spec.durable,
@@ -153,6 +158,7 @@ class Cell:
         """Ask the stream for nothing more; what is held is handled on."""
         if self._prepared:
             self._subscription.quiesce()
+            self._lanes.hurry()
 
     def stop(self) -> None:
         """Begin to drain; may be called more than once, and before the cell is ready."""
@@ -227,7 +233,7 @@ class Cell:
             ledger=self._ledger,
             status=self._status,
             breakers=self._breakers,
-            settled=self._subscription.settled,
+            settled=self._burst_ended,
             undecodable=self._halt,
         )
         self._lanes = Lanes(
@@ -237,6 +243,7 @@ class Cell:
             breakers_closed=self._breakers.all_closed,
             mode_changed=self._on_mode,
             blocked_changed=self._on_blocked,
+            batches=self._pipeline.batches,
         )
         self._lanes.start()
         self._prepared = True
@@ -292,6 +299,7 @@ class Cell:
         assert self._client is not None
         self._draining = True
         self._show_state()
+        self._lanes.hurry()
         await self._subscription.stop()
         # What is quickly handled is better handled than given back.
         with contextlib.suppress(TimeoutError):
@@ -364,7 +372,7 @@ class Cell:
         self._lanes.add(delivery)
 
     def _burst_ended(self) -> None:
-        """Hear that a burst of deliveries was acked."""
+        """Hear that deliveries were settled."""
         self._report()
         if self._prepared:
             idle = self._mailbox.is_empty()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+import operator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from understudy.actors.context import Context, Delivery
+from understudy.actors.context import BatchContext, Context, Delivery
 from understudy.actors.errors import CircuitOpen
 from understudy.runtime.breakers import Breakers
 
 Send = Callable[[object, str | None], Awaitable[None]]
+SendOf = Callable[[int | None, object, str | None], Awaitable[None]]
 
 
 class _Done:
@@ -63,3 +65,74 @@ class CellContext(Context):
     def breaker(self, name: str) -> AbstractAsyncContextManager[None]:
         """Guard a downstream call."""
         return self._breakers.get(name).guard(self)
+
+
+class CellBatchContext(BatchContext):
+    """The context of one run of a batch handler.
+
+    Args:
+        deliveries: what is handled.
+        breakers: the cell's.
+        log: a logger that knows the cell.
+        send: publishes an event at once, under the next id of its type: for one delivery by its index, or
+            for all of them.
+
+    Attributes:
+        failures: by index.
+        collected: what was published for each delivery by its index, and for all of them under None.
+        failed_trial: the breaker's word if a call was its trial and failed.
+    """
+
+    __slots__ = ("_breakers", "_deliveries", "_log", "_send", "collected", "failed_trial", "failures")
+
+    def __init__(self, deliveries: Sequence[Delivery], breakers: Breakers, log: Any, send: SendOf) -> None:
+        self._deliveries = tuple(deliveries)
+        self._breakers = breakers
+        self._log = log
+        self._send = send
+        self.failures: dict[int, Exception] = {}
+        self.collected: dict[int | None, list[tuple[object, str | None]]] = {}
+        self.failed_trial: CircuitOpen | None = None
+
+    @property
+    def deliveries(self) -> Sequence[Delivery]:
+        """The deliveries of the events, in the order of the list."""
+        return self._deliveries
+
+    def fail(self, index: int, error: Exception) -> None:
+        """Fail one event."""
+        # Whoever passes a class, or None, would otherwise ack what has failed.
+        given: object = error
+        if not isinstance(given, Exception):
+            raise TypeError(
+                f"fail({index!r}, {given!r}): give an exception, such as ValueError('no such order')"
+            )
+        self.failures[self._check(index)] = given
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger."""
+        return self._log
+
+    def publish(
+        self, event: object, *, index: int | None = None, subject: str | None = None, now: bool = False
+    ) -> Awaitable[None]:
+        """Collect an event, or with `now` send it at once."""
+        if index is not None:
+            index = self._check(index)
+        if now:
+            return self._send(index, event, subject)
+        self.collected.setdefault(index, []).append((event, subject))
+        return _DONE
+
+    def breaker(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Guard a downstream call."""
+        return self._breakers.get(name).guard(self)
+
+    def _check(self, index: int) -> int:
+        index = operator.index(index)
+        if not 0 <= index < len(self._deliveries):
+            raise IndexError(
+                f"the batch has {len(self._deliveries)} events, counted from 0, and none at {index}"
+            )
+        return index

@@ -4,53 +4,43 @@ Deliveries of one key go one at a time and in stream order; different keys, and 
 go side by side up to the actor's concurrency. A delivery that is to be tried again in place keeps its key
 shut and nothing else. While a circuit breaker is open the lanes rest; then one delivery at a time is let
 through as a trial, a different one each time, until the breaker has closed.
+
+Deliveries whose handler takes batches are collected first, without a lane. A batch then goes as one delivery
+does; it may hold several of one key, which nothing else of that key may pass.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from typing import Protocol
 
-import msgspec
-
+from understudy.runtime.cell.batches import Batches, HeldBatch
+from understudy.runtime.cell.blocked import Blocked
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.outcomes import SETTLED, Again, Back, BatchOutcome, Held, Outcome, Settled
 
 # Handlers that never wait would starve the connection's reader; this many may follow each other.
 BURST = 64
+# The key of everything in an actor that keeps one order.
+ONE_ORDER: Hashable = ()
 
 
-class Settled(msgspec.Struct, frozen=True):
-    """The delivery needs nothing more."""
+class BatchHandler(Protocol):
+    """Handles batches."""
 
+    async def handle(self, batch: HeldBatch, deadline: Deadline) -> BatchOutcome:
+        """Handle a batch that is closed; must not raise."""
+        ...
 
-class Again(msgspec.Struct, frozen=True):
-    """The delivery is to be handled again in place, its key shut until then.
-
-    Args:
-        delay_seconds: when; infinite parks it.
-    """
-
-    delay_seconds: float
-
-
-class Held(msgspec.Struct, frozen=True):
-    """The delivery waits for an open breaker.
-
-    Args:
-        breaker: its name.
-        retry_after_seconds: when it may let a trial through.
-    """
-
-    breaker: str
-    retry_after_seconds: float
-
-
-Outcome = Settled | Again | Held
-SETTLED = Settled()
+    def is_alone(self, delivery: HeldDelivery) -> bool:
+        """Return whether a delivery of which something is recorded is to be handled by itself."""
+        ...
 
 
 class Mode(enum.Enum):
@@ -72,6 +62,7 @@ class Lanes:
         mode_changed: called when the breakers' mode changes, with the breaker's name if it is open.
         blocked_changed: called when more or fewer deliveries wait for one that is tried again in place, that
             one included.
+        batches: handles batches; None if no handler takes any.
     """
 
     def __init__(
@@ -83,23 +74,23 @@ class Lanes:
         breakers_closed: Callable[[], bool],
         mode_changed: Callable[[Mode, str], None],
         blocked_changed: Callable[[int], None] = lambda _: None,
+        batches: BatchHandler | None = None,
     ) -> None:
         self._concurrency = concurrency
         self._hang_timeout_seconds = hang_timeout_seconds
         self._handle = handle
         self._breakers_closed = breakers_closed
         self._mode_changed = mode_changed
-        self._blocked_changed = blocked_changed
-        # What is tried again in place, from its first failure to its end, and its keys.
-        self._blocked: set[HeldDelivery] = set()
-        self._blocked_keys: set[Hashable] = set()
-        self._blocked_behind = 0
-        self._ready: deque[HeldDelivery] = deque()
-        # By key; None as long as nothing waits behind the one that is ready or runs.
+        self._blocked = Blocked(blocked_changed)
+        self._tried_again = self._blocked.deliveries
+        self._batch_handler = batches
+        self._batches = None if batches is None else Batches(self._due, batches.is_alone)
+        self._ready: deque[HeldDelivery | HeldBatch] = deque()
+        # By key; None as long as nothing waits behind what is collected, ready or runs.
         self._behind: dict[Hashable, deque[HeldDelivery] | None] = {}
-        self._held: deque[HeldDelivery] = deque()
+        self._held: deque[HeldDelivery | HeldBatch] = deque()
         self._mode = Mode.ALL
-        self._running: set[HeldDelivery] = set()
+        self._running: set[HeldDelivery | HeldBatch] = set()
         self._stopping = False
         self._halted = False
         self._sleepers: deque[asyncio.Future[None]] = deque()
@@ -125,14 +116,17 @@ class Lanes:
         if key is not None:
             if key in self._behind:
                 behind = self._behind[key]
+                if self._batches is not None and self._joins(self._batches, delivery, behind):
+                    return
                 if behind is None:
                     behind = self._behind[key] = deque()
                 behind.append(delivery)
-                if key in self._blocked_keys:
-                    self._blocked_behind += 1
-                    self._say_blocked()
+                if key in self._blocked.keys:
+                    self._blocked.waits()
                 return
             self._behind[key] = None
+        if self._batches is not None and self._batches.collect(delivery):
+            return
         self._ready.append(delivery)
         if self._sleepers:
             self._wake()
@@ -152,27 +146,47 @@ class Lanes:
         self._timers.clear()
         self._ready.clear()
         self._held.clear()
-        self._behind = {one.key: None for one in self._running if one.key is not None}
-        self._blocked.intersection_update(self._running)
-        self._blocked_keys.intersection_update(self._behind)
-        self._blocked_behind = 0
-        self._say_blocked()
+        if self._batches is not None:
+            self._batches.clear()
+        running = {
+            delivery
+            for item in self._running
+            for delivery in (item.members if isinstance(item, HeldBatch) else (item,))
+        }
+        self._behind = {one.key: None for one in running if one.key is not None}
+        self._blocked.keep(running)
         if self._mode is not Mode.ALL:
             self._mode = Mode.ALL
             self._mode_changed(Mode.ALL, "")
-        return set(self._running)
+        return running
+
+    def hurry(self) -> None:
+        """Hear that nothing more comes, so that no batch need wait for it."""
+        if self._batches is not None:
+            self._batches.begin_hurry()
 
     async def quiet(self) -> None:
-        """Wait until nothing runs and nothing may begin; what waits for a time or a breaker doesn't count."""
-        while self._running or (self._ready and self._mode is Mode.ALL and not self._halted):
-            self._quiet.clear()
-            await self._quiet.wait()
+        """Wait until nothing runs and nothing may begin; what waits for a time or a breaker doesn't count.
+
+        Meanwhile batches don't wait for more.
+        """
+        if self._batches is not None:
+            self._batches.begin_hurry()
+        try:
+            while self._running or (self._ready and self._mode is Mode.ALL and not self._halted):
+                self._quiet.clear()
+                await self._quiet.wait()
+        finally:
+            if self._batches is not None:
+                self._batches.end_hurry()
 
     async def stop(self) -> None:
         """Begin nothing more, and return when what runs has finished."""
         self._stopping = True
         for timer in self._timers:
             timer.cancel()
+        if self._batches is not None:
+            self._batches.clear()
         self._wake_all()
         if self._workers:
             await asyncio.wait(self._workers)
@@ -183,8 +197,8 @@ class Lanes:
         deadline = Deadline(task, self._hang_timeout_seconds)
         burst = 0
         while not self._stopping:
-            delivery = self._take()
-            if delivery is None:
+            item = self._take()
+            if item is None:
                 burst = 0
                 if not self._running:
                     self._quiet.set()
@@ -192,19 +206,23 @@ class Lanes:
                 self._sleepers.append(sleeper)
                 await sleeper
                 continue
-            self._running.add(delivery)
-            outcome = await self._handle(delivery, deadline)
-            self._running.discard(delivery)
-            if outcome is SETTLED and self._mode is Mode.ALL:
-                self._done(delivery)
+            self._running.add(item)
+            if type(item) is HeldBatch:
+                await self._run_batch(item, deadline)
+                burst += len(item.members)
             else:
-                self._finish(delivery, outcome)
-            burst += 1
+                outcome = await self._handle(item, deadline)
+                self._running.discard(item)
+                if outcome is SETTLED and self._mode is Mode.ALL:
+                    self._done(item)
+                else:
+                    self._finish(item, outcome)
+                burst += 1
             if burst >= BURST:
                 burst = 0
                 await asyncio.sleep(0)
 
-    def _take(self) -> HeldDelivery | None:
+    def _take(self) -> HeldDelivery | HeldBatch | None:
         if self._halted:
             return None
         if self._mode is not Mode.ALL:
@@ -214,15 +232,74 @@ class Lanes:
                 return self._held.popleft()
         return self._ready.popleft() if self._ready else None
 
+    async def _run_batch(self, batch: HeldBatch, deadline: Deadline) -> None:
+        assert self._batches is not None
+        assert self._batch_handler is not None
+        self._batches.close(batch)
+        outcome = await self._batch_handler.handle(batch, deadline)
+        self._running.discard(batch)
+        if isinstance(outcome, Settled):
+            if self._tried_again:
+                for member in batch.members:
+                    self._unblock(member)
+            for key in batch.keys:
+                self._next(key)
+        elif isinstance(outcome, Held):
+            self._held.append(batch)
+            self._shut(outcome)
+        else:
+            self._finish_members(batch, outcome)
+        self._decide()
+
     def _finish(self, delivery: HeldDelivery, outcome: Outcome) -> None:
         if isinstance(outcome, Settled):
             self._done(delivery)
         elif isinstance(outcome, Again):
             self._block(delivery)
-            self._later(outcome.delay_seconds, lambda: self._ready.appendleft(delivery))
+            self._later(outcome.delay_seconds, lambda: self._offer(delivery, first=True))
         else:
             self._held.append(delivery)
             self._shut(outcome)
+        self._decide()
+
+    def _finish_members(self, batch: HeldBatch, outcomes: Iterable[Outcome | Back]) -> None:
+        staying: list[tuple[HeldDelivery, Outcome | Back]] = []
+        later: dict[Hashable, list[HeldDelivery]] = {}
+        for member, outcome in zip(batch.members, outcomes, strict=True):
+            if outcome is SETTLED:
+                if self._tried_again:
+                    self._unblock(member)
+            elif member.key in later:
+                later[member.key].append(member)
+            else:
+                staying.append((member, outcome))
+                if member.key is not None:
+                    later[member.key] = []
+        for key in batch.keys:
+            if key in later:
+                self._put_behind(key, later[key])
+            else:
+                self._next(key)
+        self._stay(batch, staying)
+
+    def _stay(self, batch: HeldBatch, staying: list[tuple[HeldDelivery, Outcome | Back]]) -> None:
+        """Keep the members that aren't settled, of each key the first."""
+        held: tuple[HeldBatch, Held] | None = None
+        for member, outcome in staying:
+            if isinstance(outcome, Again):
+                self._block(member)
+                self._later(outcome.delay_seconds, functools.partial(self._offer, member))
+            elif isinstance(outcome, Held):
+                held = held or (HeldBatch(batch.handler), outcome)
+                held[0].add(member)
+            else:
+                self._offer(member)
+        if held is not None:
+            self._held.append(held[0])
+            self._shut(held[1])
+
+    def _decide(self) -> None:
+        """See whether a trial has closed the breaker."""
         if self._mode is Mode.TRIAL:
             if self._breakers_closed():
                 self._open()
@@ -231,38 +308,80 @@ class Lanes:
 
     def _done(self, delivery: HeldDelivery) -> None:
         """Let the next one of its key go on."""
-        if self._blocked:
+        if self._tried_again:
             self._unblock(delivery)
         key = delivery.key
         if key is None:
             return
         behind = self._behind[key]
         if behind:
-            self._ready.append(behind.popleft())
-            self._wake()
+            self._offer(behind.popleft())
         else:
             del self._behind[key]
 
-    def _block(self, delivery: HeldDelivery) -> None:
-        if delivery in self._blocked:
+    def _next(self, key: Hashable) -> None:
+        behind = self._behind[key]
+        if behind:
+            self._offer(behind.popleft())
+        else:
+            del self._behind[key]
+
+    def _offer(self, delivery: HeldDelivery, *, first: bool = False) -> None:
+        """Have a delivery begun whose turn it is; in a batch, those of its key that follow it go with it.
+
+        Args:
+            delivery: the first one of its key, if it has one.
+            first: whether it comes before all else that is ready.
+        """
+        if self._batches is None or not self._batches.collect(delivery):
+            if first:
+                self._ready.appendleft(delivery)
+            else:
+                self._ready.append(delivery)
+            self._wake()
             return
-        self._blocked.add(delivery)
-        if delivery.key is not None:
-            self._blocked_keys.add(delivery.key)
-            self._blocked_behind += len(self._behind[delivery.key] or ())
-        self._say_blocked()
+        key = delivery.key
+        if key is None:
+            return
+        behind = self._behind[key]
+        while behind and self._joins(self._batches, behind[0], None):
+            behind.popleft()
+        if key == ONE_ORDER and key in self._blocked.keys:
+            self._batches.hurry()
+
+    def _joins(self, batches: Batches, delivery: HeldDelivery, behind: deque[HeldDelivery] | None) -> bool:
+        """Put a delivery into the batch that those of its key wait in, if nothing stands between them.
+
+        What is tried again in place has nothing of its key with it, so that the rest is handled once.
+        """
+        if not behind and delivery.key not in self._blocked.keys and batches.join(delivery):
+            return True
+        if delivery.key == ONE_ORDER:
+            # Nor will anything that comes later.
+            batches.hurry()
+        return False
+
+    def _put_behind(self, key: Hashable, deliveries: list[HeldDelivery]) -> None:
+        """Put deliveries back behind the first one of their key, before those that came later.
+
+        It isn't one that is tried again in place: nothing of its key would have been with it.
+        """
+        if not deliveries:
+            return
+        behind = self._behind[key]
+        if behind is None:
+            behind = self._behind[key] = deque()
+        behind.extendleft(reversed(deliveries))
+
+    def _due(self, batch: HeldBatch) -> None:
+        self._ready.append(batch)
+        self._wake()
+
+    def _block(self, delivery: HeldDelivery) -> None:
+        self._blocked.add(delivery, len(self._behind.get(delivery.key) or ()))
 
     def _unblock(self, delivery: HeldDelivery) -> None:
-        if delivery not in self._blocked:
-            return
-        self._blocked.discard(delivery)
-        if delivery.key is not None:
-            self._blocked_keys.discard(delivery.key)
-            self._blocked_behind -= len(self._behind[delivery.key] or ())
-        self._say_blocked()
-
-    def _say_blocked(self) -> None:
-        self._blocked_changed(len(self._blocked) + self._blocked_behind)
+        self._blocked.discard(delivery, len(self._behind.get(delivery.key) or ()))
 
     def _shut(self, outcome: Held) -> None:
         if self._mode is Mode.NONE:
@@ -277,7 +396,7 @@ class Lanes:
 
     def _open(self) -> None:
         self._mode = Mode.ALL
-        self._ready.extendleft(sorted(self._held, key=lambda delivery: delivery.sequence, reverse=True))
+        self._ready.extendleft(sorted(self._held, key=lambda item: item.sequence, reverse=True))
         self._held.clear()
         self._mode_changed(Mode.ALL, "")
         self._wake_all()

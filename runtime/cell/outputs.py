@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import hashlib
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from understudy.actors import codec
 from understudy.actors.errors import EncodeError, PublishError
@@ -12,23 +15,39 @@ from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.jetstream.envelope import event_block, type_name
 from understudy.runtime.jetstream.puback import PubAck
 from understudy.runtime.jetstream.publish_window import PublishWindow
+from understudy.runtime.telemetry.trace import TraceContext, parse_traceparent
+
+# Events with the subjects that override their own.
+Collected = Sequence[tuple[object, str | None]]
+
+
+class Cause(Protocol):
+    """What a handler publishes for: a delivery, or all those of a batch."""
+
+    @property
+    def sequence(self) -> int | str:
+        """Names it in the input stream, for ever."""
+
+    @property
+    def trace(self) -> TraceContext:
+        """The trace to which the outputs belong."""
 
 
 class Outputs:
     """Publishes the events of one handler run.
 
-    An event's id is made of durable, input stream's creation time, input sequence, event type and the
-    count of that type, so that the duplicate window drops what a rerun publishes again.
+    An event's id is made of durable, input stream's creation time, input sequence (of a batch: all of them),
+    event type and the count of that type, so that the duplicate window drops what a rerun publishes again.
 
     Attributes:
         sent: how many were confirmed.
     """
 
-    __slots__ = ("_counts", "_delivery", "_prefix", "_source", "_window", "sent")
+    __slots__ = ("_cause", "_counts", "_prefix", "_source", "_window", "sent")
 
-    def __init__(self, window: PublishWindow, delivery: HeldDelivery, prefix: str, source: str) -> None:
+    def __init__(self, window: PublishWindow, cause: Cause, prefix: str, source: str) -> None:
         self._window = window
-        self._delivery = delivery
+        self._cause = cause
         self._prefix = prefix
         self._source = source
         self._counts: dict[str, int] = {}
@@ -57,25 +76,33 @@ class Outputs:
             EncodeError: one of them can't be put on the wire; then none is.
             PublishError: one of them was not confirmed, the first that wasn't; others may have been.
         """
-        events = list(collected)
-        if isinstance(result, list | tuple):
-            events += [(event, None) for event in result]
-        elif result is not None:
-            events.append((result, None))
-        messages = [self._encode(event, subject) for event, subject in events]
+        messages = self.encode_all(collected, result)
         if len(messages) == 1:
             await self._window.publish(*messages[0])
             self.sent += 1
         elif messages:
             await self._publish_together(messages)
 
+    def encode_all(
+        self, collected: Iterable[tuple[object, str | None]], result: object
+    ) -> list[tuple[str, bytes, bytes]]:
+        """Return subject, body and header block of what is to be published, in its order.
+
+        Raises:
+            EncodeError: one of them can't be put on the wire.
+        """
+        events = list(collected)
+        if isinstance(result, list | tuple):
+            events += [(event, None) for event in result]
+        elif result is not None:
+            events.append((result, None))
+        return [self._encode(event, subject) for event, subject in events]
+
     def _encode(self, event: object, subject: str | None) -> tuple[str, bytes, bytes]:
         name = type_name(type(event))
         number = self._counts[name] = self._counts.get(name, 0) + 1
-        message_id = f"{self._prefix}.{self._delivery.sequence}.{name}.{number}"
-        block = event_block(
-            type(event), message_id, self._source, traceparent=self._delivery.trace.traceparent
-        )
+        message_id = f"{self._prefix}.{self._cause.sequence}.{name}.{number}"
+        block = event_block(type(event), message_id, self._source, traceparent=self._cause.trace.traceparent)
         return subject or subject_of(event), codec.encode(event), block
 
     async def _publish_together(self, messages: list[tuple[str, bytes, bytes]]) -> None:
@@ -94,3 +121,100 @@ class Outputs:
         for problem in (*refused, unsent):
             if problem is not None:
                 raise problem
+
+
+class BatchOutputs:
+    """Publishes the events of one run of a batch handler: for single members, and for all of them.
+
+    Args:
+        window: publishes.
+        members: the batch's, in stream order.
+        make: returns the outputs of a cause.
+    """
+
+    __slots__ = ("_make", "_members", "_outputs", "_window")
+
+    def __init__(
+        self, window: PublishWindow, members: Sequence[HeldDelivery], make: Callable[[Cause], Outputs]
+    ) -> None:
+        self._window = window
+        self._members = members
+        self._make = make
+        # By index; None stands for all of them.
+        self._outputs: dict[int | None, Outputs] = {}
+
+    async def send(self, index: int | None, event: object, subject: str | None) -> None:
+        """Publish an event at once, for a member or for all.
+
+        Raises:
+            EncodeError, PublishError: as `Outputs.send`.
+        """
+        await self._of(index).send(event, subject)
+
+    async def send_all(
+        self, collected: Mapping[int | None, Collected], result: object
+    ) -> tuple[dict[int, BaseException], BaseException | None]:
+        """Publish what was collected and, for all members, what was returned; confirm it together.
+
+        Returns:
+            Why something could not be confirmed: of single members by index, and of all.
+        """
+        problems: dict[int | None, BaseException] = {}
+        confirmed: list[asyncio.Future[PubAck]] = []
+        owners: list[int | None] = []
+        for index in [*collected, *((None,) if result is not None and None not in collected else ())]:
+            try:
+                messages = self._of(index).encode_all(
+                    collected.get(index, ()), result if index is None else None
+                )
+                for message in messages:
+                    confirmed.append(await self._window.enqueue(*message))
+                    owners.append(index)
+            except asyncio.CancelledError:
+                raise
+            # Encoding runs the user's code.
+            except BaseException as error:  # noqa: BLE001
+                problems[index] = error
+        answers = await asyncio.gather(*confirmed, return_exceptions=True)
+        for index, answer in zip(owners, answers, strict=True):
+            if isinstance(answer, BaseException):
+                problems.setdefault(index, answer)
+            else:
+                self._of(index).sent += 1
+        of_all = problems.pop(None, None)
+        return {index: problem for index, problem in problems.items() if index is not None}, of_all
+
+    def take_sent(self) -> int:
+        """Return how many were confirmed since the last time."""
+        sent = 0
+        for outputs in self._outputs.values():
+            sent += outputs.sent
+            outputs.sent = 0
+        return sent
+
+    def _of(self, index: int | None) -> Outputs:
+        outputs = self._outputs.get(index)
+        if outputs is None:
+            cause = _WholeBatch(self._members) if index is None else self._members[index]
+            outputs = self._outputs[index] = self._make(cause)
+        return outputs
+
+
+class _WholeBatch:
+    """All deliveries of a batch as one cause; no other batch has its name, whatever they have in common."""
+
+    __slots__ = ("_members", "sequence")
+
+    def __init__(self, members: Sequence[HeldDelivery]) -> None:
+        self._members = members
+        sequences = [member.sequence for member in members]
+        packed = struct.pack(f"<{len(sequences)}Q", *sequences)
+        digest = hashlib.blake2b(packed, digest_size=8).hexdigest()
+        self.sequence: int | str = f"{sequences[0]}-{sequences[-1]}-{digest}"
+
+    @property
+    def trace(self) -> TraceContext:
+        """That of the only member, or one that begins here."""
+        if len(self._members) == 1:
+            return self._members[0].trace
+        return parse_traceparent(None, cause=f"{self._members[0].stream} {self.sequence}")

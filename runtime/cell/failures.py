@@ -1,0 +1,289 @@
+"""What becomes of a delivery that was not handled: tried again, given back, or kept as a dead letter.
+
+What happens when is the table of DESIGN.md §4.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from understudy.actors.actor import ActorSpec
+from understudy.actors.errors import BrokerError, CircuitOpen, PublishError, UnderstudyError
+from understudy.actors.handlers import HandlerSpec
+from understudy.actors.outcomes import Reject, Retry
+from understudy.runtime.cell.cellfile import Identity
+from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.cell.outcomes import SETTLED, Again, Held, Outcome
+from understudy.runtime.cell.status import Status
+from understudy.runtime.jetstream import dead_letters
+from understudy.runtime.jetstream.dead_letters import DeadLetter
+from understudy.runtime.jetstream.publish_window import PublishWindow
+from understudy.runtime.jetstream.settlement import Settlement
+from understudy.runtime.stores.attempts import MAX_ERROR_CHARACTERS, NONE, Attempts, AttemptStore
+
+BROKER_RETRY_SECONDS = 1.0
+
+
+class Broker(Protocol):
+    """What is to be known of the connection."""
+
+    @property
+    def max_payload(self) -> int:
+        """The server's bound on a message, in bytes."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands."""
+
+
+class Failures:
+    """Counts failed attempts and settles what has failed.
+
+    Args:
+        spec: the actor's declaration, options overridden.
+        identity: whose deliveries these are.
+        broker, window, settlement, attempts: the data path.
+        mailbox, status: what the cell holds and says.
+        settled: called when the mailbox has room again.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: ActorSpec,
+        identity: Identity,
+        broker: Broker,
+        window: PublishWindow,
+        settlement: Settlement,
+        attempts: AttemptStore,
+        mailbox: Mailbox,
+        status: Status,
+        settled: Callable[[], None],
+    ) -> None:
+        self._policy = spec.options.retry
+        self._blocks = spec.options.on_failure == "block"
+        self._identity = identity
+        self._broker = broker
+        self._window = window
+        self._settlement = settlement
+        self._attempts = attempts
+        self._mailbox = mailbox
+        self._status = status
+        self._settled = settled
+        self._log = structlog.get_logger("understudy.actor")
+
+    def is_alone(self, delivery: HeldDelivery) -> bool:
+        """Return whether a delivery is not to be in a batch with others.
+
+        It may be what killed its process; or it has one attempt left, and nothing is given up because an
+        event beside it has failed.
+        """
+        attempts = delivery.attempts
+        if attempts is None:
+            return False
+        return attempts.crashes > 0 or 0 < attempts.failed >= self._policy.max_attempts - 1
+
+    async def look_back(self, delivery: HeldDelivery) -> Outcome | None:
+        """Read what is recorded of earlier runs, and give the delivery up if that says so.
+
+        Returns:
+            None if it is to be handled now.
+        """
+        if delivery.attempts is None:
+            try:
+                await self.read_attempts(delivery)
+            except BrokerError as error:
+                return self.postpone(delivery, error)
+        assert delivery.attempts is not None
+        crashes = delivery.attempts.crashes
+        if crashes < self._policy.max_crashes:
+            return None
+        # It was to be given up before, and that could not be written.
+        return await self.dead_letter(
+            delivery, "crashed", f"its process died {crashes} times: {delivery.attempts.error}"
+        )
+
+    async def read_attempts(self, delivery: HeldDelivery) -> None:
+        """Read what is recorded of earlier runs.
+
+        Raises:
+            BrokerError: the server did not answer.
+        """
+        delivery.attempts = await self._attempts.read(delivery.sequence)
+
+    async def failed(
+        self,
+        delivery: HeldDelivery,
+        handler: HandlerSpec,
+        error: BaseException,
+        failed_trial: CircuitOpen | None,
+        *,
+        traceback: bool = True,
+    ) -> Outcome:
+        """Settle a delivery whose handler has failed, or say why it stays.
+
+        Args:
+            delivery: what was handled.
+            handler: by which.
+            error: what it raised.
+            failed_trial: the breaker's word if one of its calls was a trial and failed.
+            traceback: whether an error that nobody expects is logged with where it came from.
+        """
+        # The next run decodes anew: a handler may have changed an untyped event.
+        delivery.event = None
+        if isinstance(error, Reject):
+            return await self.dead_letter(delivery, "rejected", error.reason)
+        held = held_by(error, failed_trial)
+        if held is not None:
+            return held
+        if self.is_postponed(error):
+            return self.postpone(delivery, error)
+        attempts = self._count(delivery, error)
+        if attempts.failed >= self._policy.max_attempts:
+            return await self.dead_letter(delivery, "exhausted", attempts.error)
+        explicit = error.delay_seconds if isinstance(error, Retry) else None
+        delay = self._policy.delay_seconds(attempts.failed, random.random()) if explicit is None else explicit
+        self._log.warning(
+            "handler failed",
+            handler=handler.method,
+            error=attempts.error,
+            subject=delivery.subject,
+            sequence=delivery.sequence,
+            attempt=attempts.failed,
+            max_attempts=self._policy.max_attempts,
+            retry_in_seconds=round(delay, 3),
+            exc_info=error if traceback and not is_expected(error) else None,
+        )
+        await self._record(delivery.sequence, attempts)
+        return await self._again(delivery, delay)
+
+    async def failed_behind(self, delivery: HeldDelivery, error: BaseException) -> None:
+        """Count the failure of a delivery that stays behind an earlier one of its key."""
+        if not isinstance(error, Reject):
+            await self._record(delivery.sequence, self._count(delivery, error))
+
+    def is_postponed(self, error: BaseException) -> bool:
+        """Return whether an error only says that the broker is away."""
+        return isinstance(error, PublishError) and not self._broker.is_connected
+
+    def postpone(self, delivery: HeldDelivery, error: BaseException) -> Again:
+        """Have a delivery tried again when the broker answers: nothing is counted and nothing is lost."""
+        self._log.warning("delivery postponed", error=str(error), sequence=delivery.sequence)
+        return self.when_the_broker_answers()
+
+    def when_the_broker_answers(self) -> Again:
+        """Return when to try again what the broker wasn't there for."""
+        return Again(BROKER_RETRY_SECONDS)
+
+    async def dead_letter(self, delivery: HeldDelivery, reason: str, error: str) -> Outcome:
+        """Give a delivery up: store it, confirmed, and only then terminate it.
+
+        Args:
+            delivery: what is given up.
+            reason: `undecodable`, `rejected`, `exhausted` or `crashed`.
+            error: the last failure's text.
+        """
+        attempts = delivery.attempts or NONE
+        letter = DeadLetter(
+            app=self._identity.app,
+            actor=self._identity.actor,
+            durable=self._identity.durable,
+            stream=delivery.stream,
+            stream_created=self._identity.stream_created,
+            subject=delivery.subject,
+            sequence=delivery.sequence,
+            body=delivery.body,
+            headers=delivery.headers,
+            reason=reason,
+            error=error,
+            attempts=attempts.failed,
+            trace_id=delivery.trace_id,
+        )
+        try:
+            await dead_letters.write(self._window, letter, self._broker.max_payload)
+        except PublishError as unwritten:
+            self._log.error(
+                "dead letter can't be written",
+                sequence=delivery.sequence,
+                reason=reason,
+                error=error,
+                dead_letter_error=str(unwritten),
+            )
+            return await self._again(delivery, self._policy.max_delay_seconds)
+        self._log.warning(
+            "dead letter",
+            reason=reason,
+            error=error,
+            subject=delivery.subject,
+            sequence=delivery.sequence,
+            attempts=attempts.failed,
+        )
+        self._status.count("dead_lettered")
+        self._mailbox.done(delivery)
+        await self._settlement.term(delivery.reply, reason)
+        self._settled()
+        return SETTLED
+
+    async def give_back(self, delivery: HeldDelivery, delay_seconds: float) -> Outcome:
+        """Give a delivery back to the server.
+
+        Args:
+            delivery: which.
+            delay_seconds: how long the server keeps it before it delivers it again.
+        """
+        self._status.count("retried")
+        self._mailbox.release(delivery)
+        await self._settlement.nak(delivery.reply, delay_seconds)
+        self._settled()
+        return SETTLED
+
+    async def _again(self, delivery: HeldDelivery, delay_seconds: float) -> Outcome:
+        """Keep the delivery and its key shut, or give it back, as the actor's `on_failure` says."""
+        if self._blocks:
+            return Again(delay_seconds)
+        return await self.give_back(delivery, delay_seconds)
+
+    def _count(self, delivery: HeldDelivery, error: BaseException) -> Attempts:
+        previous = delivery.attempts or NONE
+        delivery.attempts = attempts = msgspec.structs.replace(
+            previous, failed=previous.failed + 1, error=error_text(error)[:MAX_ERROR_CHARACTERS]
+        )
+        self._status.count("failed")
+        return attempts
+
+    async def _record(self, sequence: int, attempts: Attempts) -> None:
+        try:
+            await self._attempts.write(sequence, attempts)
+        except BrokerError as error:
+            # The delivery comes back all the same, with this attempt uncounted.
+            self._log.warning("attempt not recorded", sequence=sequence, error=str(error))
+
+
+def held_by(error: BaseException, failed_trial: CircuitOpen | None) -> Held | None:
+    """Return what a delivery waits for if its handler met an open breaker, which is no attempt."""
+    if isinstance(error, Reject):
+        return None
+    held = error if isinstance(error, CircuitOpen) else failed_trial
+    return None if held is None else Held(held.breaker, held.retry_after_seconds)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Return whether an error is a handler's own word or ours, so that its traceback says nothing."""
+    return isinstance(error, Retry | UnderstudyError)
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error's type and text, whatever its `__str__` does."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001, a user's __str__ may raise anything
+        text = "its text can't be made"
+    name = type(error).__name__
+    # What is recorded has to be encoded, and lone surrogates can't be.
+    return (f"{name}: {text}" if text else name).encode(errors="backslashreplace").decode()

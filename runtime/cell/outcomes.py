@@ -1,0 +1,44 @@
+"""What the pipeline says of a delivery that was handled: whether it is done with, or stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """The delivery needs nothing more."""
+
+
+class Again(msgspec.Struct, frozen=True):
+    """The delivery is to be handled again in place, its key shut until then.
+
+    Args:
+        delay_seconds: when; infinite parks it.
+    """
+
+    delay_seconds: float
+
+
+class Held(msgspec.Struct, frozen=True):
+    """The delivery waits for an open breaker.
+
+    Args:
+        breaker: its name.
+        retry_after_seconds: when it may let a trial through.
+    """
+
+    breaker: str
+    retry_after_seconds: float
+
+
+class Back(msgspec.Struct, frozen=True):
+    """A batch's delivery is to be handled again, at once or after the earlier one of its key that stays."""
+
+
+Outcome = Settled | Again | Held
+SETTLED = Settled()
+BACK = Back()
+# Of all members alike, or of each in their order.
+BatchOutcome = Settled | Held | Sequence[Outcome | Back]
