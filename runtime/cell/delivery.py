@@ -8,12 +8,15 @@ from typing import Any
 
 import msgspec
 
+from understudy.actors.codec import MSGPACK
 from understudy.actors.errors import DecodeError
 from understudy.actors.handlers import HandlerSpec
 from understudy.runtime.jetstream import headers
 from understudy.runtime.jetstream.settlement import parse_ack_subject
 from understudy.runtime.stores.attempts import Attempts
 from understudy.runtime.telemetry.trace import TraceContext, parse_traceparent
+
+_MSGPACK_LINE = f"\r\nContent-Type: {MSGPACK}\r\n".encode()
 
 
 class HeldDelivery(msgspec.Struct, eq=False):
@@ -62,7 +65,11 @@ class HeldDelivery(msgspec.Struct, eq=False):
     @property
     def content_type(self) -> str | None:
         """Its Content-Type, found without reading the other headers."""
-        return headers.find(self.header_block, b"Content-Type") if self.header_block else None
+        block = self.header_block
+        if not block:
+            return None
+        # What our own publishers write is found in one search.
+        return MSGPACK if _MSGPACK_LINE in block else headers.find(block, b"Content-Type")
 
     @property
     def timestamp(self) -> int:
