@@ -116,7 +116,7 @@ class _Look:
 async def check_conserved(
     stage: Stage, name: str, feed: Feed, durable: str, messages: int, *, acked: int, dead: int
 ) -> None:
-    """Raise NotConserved unless in = acked + dead + pending, and the consumer is through.
+    """Raise NotConserved unless in = acked + dead + pending, and BenchmarkFailed if anything is dead.
 
     Args:
         stage: where.
@@ -136,3 +136,6 @@ async def check_conserved(
             f"the process says, {dead:,} dead letters, {pending:,} pending; after {view.delivered:,} "
             f"deliveries the consumer's ack floor is {view.ack_floor:,}"
         )
+    if dead:
+        # No handler here has a reason to fail.
+        raise BenchmarkFailed(f"{name}: {dead:,} of {messages:,} messages became dead letters")
