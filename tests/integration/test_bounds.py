@@ -147,6 +147,19 @@ async def test_with_double_ack_a_delivery_is_held_until_the_server_has_its_ack(o
     await orders.settled(app)
 
 
+async def test_the_room_of_a_confirmed_ack_is_asked_for_at_once(orders: Bench) -> None:
+    """No ack is written then that would say so; a mailbox a look, every two seconds, would take a minute."""
+
+    class Billing(Actor, double_ack=True, mailbox=Mailbox(capacity=16)):
+        @handles
+        async def placed(self, event: Placed) -> None: ...
+
+    app = app_of(Billing)
+    await orders.cell(app)
+    await place(orders, range(500))
+    await orders.settled(app)
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A watchdog that looks often."""
