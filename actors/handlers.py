@@ -1,5 +1,6 @@
 """@handles, and what is read from a method that carries it."""
 
+import contextlib
 import dataclasses
 import inspect
 import sys
@@ -263,8 +264,7 @@ def _resolve(where: str, cls: type, function: types.FunctionType, parameter: ins
     """The annotation as an object; a text (`from __future__ import annotations`) is looked up."""
     # Only this one annotation: the others may name what is imported for type checkers alone.
     holder = types.SimpleNamespace(__annotations__={"event": parameter.annotation})
-    closure = inspect.getclosurevars(function).nonlocals
-    scopes: list[Mapping[str, Any]] = [{**closure, **vars(cls)}]
+    scopes: list[Mapping[str, Any]] = [{**_closure(function), **vars(cls)}]
     scopes.extend(_enclosing_scopes(function))
     problem: NameError | None = None
     for scope in scopes:
@@ -282,6 +282,15 @@ def _resolve(where: str, cls: type, function: types.FunctionType, parameter: ins
         f"{where}: the annotation {parameter.annotation!r} of {parameter.name!r} can't be resolved "
         f"({problem}); define or import the type above the class, not only for type checkers"
     )
+
+
+def _closure(function: types.FunctionType) -> dict[str, Any]:
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        # What is assigned after the class statement isn't there yet.
+        with contextlib.suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
 
 
 def _enclosing_scopes(function: types.FunctionType) -> typing.Iterator[Mapping[str, Any]]:

@@ -537,3 +537,16 @@ def test_batch_is_given_as_a_batch(batch: Any) -> None:
 def test_a_type_that_no_body_decodes_into_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"Wrong\.placed takes .*, which no body decodes into: "):
         declare_undecodable()
+
+
+def test_a_handler_may_use_what_is_assigned_after_its_class() -> None:
+    """As in a test whose handler looks at the app that is made of it."""
+
+    class Early(Actor):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            seen.append(later)
+
+    seen: list[str] = []
+    later = "assigned"
+    assert Early.__understudy__.handlers[0].type is Placed
