@@ -144,6 +144,8 @@ class SoleOwner:
                 missing = await self._missing(in_hand)
             if missing <= 0:
                 return 0
+        if info.get("paused"):
+            raise BrokerError("the consumer is paused")
         return missing
 
     async def _missing(self, in_hand: Collection[int]) -> int:

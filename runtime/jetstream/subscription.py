@@ -381,17 +381,13 @@ class PullSubscription:
         batch = min(free, self._max_batch)
         size = self._room.free_bytes() - sum(request.reserved for request in self._requests)
         # A share of it, so that the other request has something to ask for.
-        share = -(-size // len(self._requests))
-        if share > self._too_few_bytes:
-            return self._sized(batch, share, alone=False)
-        return self._sized(batch, size, self._outstanding() == 0)
-
-    def _sized(self, batch: int, size: int, alone: bool) -> dict[str, Any] | None:
-        allowed = min(size, self._max_bytes)
-        if allowed > self._too_few_bytes:
-            return {"batch": batch, "max_bytes": allowed}
+        for share in (-(-size // len(self._requests)), size):
+            allowed = min(share, self._max_bytes)
+            if allowed > self._too_few_bytes:
+                return {"batch": batch, "max_bytes": allowed}
         # A message larger than the byte bound is fetched alone, into an empty mailbox.
-        return {"batch": 1} if alone and self._room.is_empty() else None
+        alone = self._room.is_empty() and self._outstanding() == 0
+        return {"batch": 1} if alone else None
 
     def _receiver(self, request: _Request) -> Receiver:
         deliver, pin = self._deliver, self._pin
@@ -537,17 +533,16 @@ class PullSubscription:
             while missing > 0:
                 go_on()
                 before = len(gathered)
-                held = sum(len(body) for _, _, _, body in gathered.values())
-                demand = self._sized(min(missing, self._max_batch), self._room.free_bytes() - held, held == 0)
-                if demand is None:
-                    break
-                await self._ask(self._requests[0], demand)
+                # Not bounded in bytes: what pins us comes on top of what filled another's mailbox, and if one
+                # were left out, newer ones of its key would go before it.
+                await self._ask(self._requests[0], {"batch": min(missing, self._max_batch)})
                 await self._answered(self._requests[0])
                 if len(gathered) == before:
                     break
                 missing -= len(gathered) - before
             go_on()
 
+        self._owner = self._pin.id
         ownership.owned(self._pin.id)
         missing = await ownership.recover(gathered.keys(), fetch)
         go_on()

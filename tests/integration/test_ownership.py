@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from support.cells import bench, until
 from support.nats import NatsServer
-from support.owners import SHORT, Owners, Run
+from support.owners import DURABLE, SHORT, STREAM, Owners, Run
 from support.proxy import proxy
 from understudy.actors.policies import CircuitBreaker, Mailbox
 from understudy.runtime.cell.ownership import SoleOwner
+from understudy.runtime.jetstream import api
 
 MakeOwners = Callable[..., Owners]
 Fetch = Callable[[int], Awaitable[None]]
@@ -254,6 +256,26 @@ async def test_a_restarted_broker_has_forgotten_the_pin_and_the_owner_goes_on(
     assert owners.in_order()
 
 
+async def test_a_restarted_broker_s_consumer_is_left_to_whoever_owned_it_last(
+    owners: Owners, nats_server: NatsServer
+) -> None:
+    """A former owner is a standby like any other."""
+    await pair(owners)
+    await owners.unpin()
+    await owners.note(range(50), 10)
+    await owners.all_handled(50)
+    await owners.stood_by("a")
+    await owners.settled()
+    owners.forget()
+    nats_server.stop()
+    await owners.connected("a", "b", yes=False)
+    nats_server.start()
+    await owners.connected("a", "b")
+    await owners.note(range(50), 10)
+    await owners.all_handled(50)
+    assert owners.by("a") == []
+
+
 async def test_a_standby_takes_over_from_an_owner_that_does_not_come_back_with_the_broker(
     owners: Owners, nats_server: NatsServer
 ) -> None:
@@ -319,6 +341,27 @@ async def test_what_the_broker_sends_to_a_connection_that_is_gone_comes_again_in
             await owners.note(range(number, number + 1))
         await owners.all_handled(200, 5)
         assert owners.by("a") == list(range(200))
+        await owners.nodes["a"].stop()
+
+
+async def test_a_consumer_that_is_paused_is_recovered_when_it_goes_on(owners: Owners) -> None:
+    """What was on its way to a lost connection isn't given up because it doesn't come now."""
+    pause = f"CONSUMER.PAUSE.{STREAM}.{DURABLE}"
+    async with proxy(owners.bench.url) as between:
+        await owners.start("a", between.url)
+        await owners.note(range(1))
+        await owners.all_handled(1)
+        await owners.start("b")
+        await owners.stood_by("b")
+        between.cut(half=True)
+        await owners.note(range(1, 10))
+        await api.request(owners.bench.client, pause, {"pause_until": "2100-01-01T00:00:00Z"})
+        await owners.note(range(10, 20))
+        with capture_logs() as logs:
+            await until(lambda: "the consumer is paused" in [entry.get("error") for entry in logs])
+        await api.request(owners.bench.client, pause, {})
+        await owners.all_handled(20)
+        assert owners.by("a") == list(range(20))
         await owners.nodes["a"].stop()
 
 

@@ -16,6 +16,7 @@ from support.nats import NatsServer
 from support.owners import DURABLE, STREAM, Owners, Run
 from support.proxy import proxy
 from understudy.actors.outcomes import Reject
+from understudy.actors.policies import Mailbox
 from understudy.runtime.cell import ownership
 from understudy.runtime.cell.ownership import SoleOwner
 from understudy.runtime.jetstream import api
@@ -173,6 +174,28 @@ async def test_gaps_and_deleted_events_do_not_hold_a_recovery_up(owners: Owners)
     assert len(owners.by("a")) < 10
     assert [run.number for run in owners.runs] == [n for n in range(60) if n not in DELETED]
     assert "redeliveries did not come" not in [entry["event"] for entry in logs]
+
+
+async def test_a_mailbox_that_was_full_in_bytes_is_recovered_whole(make: MakeOwners) -> None:
+    """Though what pinned the new owner comes on top of it: no older event may be left for later."""
+    owners = make(mailbox=Mailbox(capacity=64, max_bytes=10_000))
+    opened = asyncio.Event()
+
+    async def wait(run: Run) -> None:
+        if run.node == "a":
+            await opened.wait()
+
+    owners.handler = wait
+    node = await owners.start("a")
+    await owners.note(range(40), prefix="c" * 900)
+    await until(lambda: node.status.held >= 9)
+    await owners.start("b")
+    await owners.stood_by("b")
+    await owners.unpin()
+    await owners.note(range(40, 41), prefix="c" * 900)
+    await until(lambda: len(owners.by("b")) == 41)
+    assert owners.by("b") == list(range(41))
+    opened.set()
 
 
 async def test_what_is_given_back_again_meanwhile_comes_once_and_hides_nothing(
