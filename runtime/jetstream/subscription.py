@@ -530,15 +530,20 @@ class PullSubscription:
 
         async def fetch(missing: int) -> None:
             # As many as there are: the server won't serve a request at once (no_wait) while others wait.
+            bounded = True
             while missing > 0:
                 go_on()
                 before = len(gathered)
-                # Not bounded in bytes: what pins us comes on top of what filled another's mailbox, and if one
-                # were left out, newer ones of its key would go before it.
-                await self._ask(self._requests[0], {"batch": min(missing, self._max_batch)})
+                size = self._room.free_bytes() - sum(len(body) for _, _, _, body in gathered.values())
+                bound = {"max_bytes": size} if bounded and size > 0 else {}
+                await self._ask(self._requests[0], {"batch": min(missing, self._max_batch)} | bound)
                 await self._answered(self._requests[0])
                 if len(gathered) == before:
-                    break
+                    if not bound:
+                        break
+                    # What pins us comes on top of what filled another's mailbox, and if one were left out,
+                    # newer ones of its key would go before it.
+                    bounded = False
                 missing -= len(gathered) - before
             go_on()
 
