@@ -175,6 +175,8 @@ class PullSubscription:
         # Whether requests waited there when we looked, and when the last one that we gave up ends by itself.
         self._others_wait = False
         self._closed_requests_end_at = 0.0
+        # Whether a request was refused since we looked.
+        self._refused = False
         self._look_at = 0.0
         self._paused = False
         self._stopping = False
@@ -339,6 +341,7 @@ class PullSubscription:
         self._max_bytes = config.get("max_bytes") or _NO_LIMIT
         self._expires = min(config.get("max_expires") or _EXPIRES_NANOSECONDS, _EXPIRES_NANOSECONDS)
         self._heard_at = time.monotonic()
+        self._refused = False
         return info
 
     def _is_candidate(self) -> bool:
@@ -438,6 +441,7 @@ class PullSubscription:
             self._warn("pull request ended", status=code, description=description)
             # Long enough that the consumer is looked at then: it may be gone, or allow less than it did.
             self._not_before = time.monotonic() + RETRY_SECONDS
+            self._refused = True
         # So many won't come. The others may, after it, from a consumer with replicas.
         pending = headers.find(block, b"Nats-Pending-Messages") or ""
         request.outstanding -= int(pending) if pending.isdigit() else request.outstanding
@@ -518,7 +522,7 @@ class PullSubscription:
         it looks for the owner among others' requests, so its order is not the stream's.
 
         Raises:
-            BrokerError: we were unpinned or disconnected meanwhile; the owner has all of it come again.
+            BrokerError: we were unpinned, disconnected or refused; the owner has all of it come again.
         """
         assert self._pin is not None
         assert self._gathered is not None
@@ -539,6 +543,8 @@ class PullSubscription:
                 await self._ask(self._requests[0], {"batch": min(missing, self._max_batch)} | bound)
                 await self._answered(self._requests[0])
                 if len(gathered) == before:
+                    if self._refused:
+                        raise BrokerError("the consumer was not asked as it wants to be")
                     if not bound:
                         break
                     # What pins us comes on top of what filled another's mailbox, and if one were left out,

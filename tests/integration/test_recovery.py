@@ -19,7 +19,7 @@ from understudy.actors.outcomes import Reject
 from understudy.actors.policies import Mailbox
 from understudy.runtime.cell import ownership
 from understudy.runtime.cell.ownership import SoleOwner
-from understudy.runtime.jetstream import api
+from understudy.runtime.jetstream import api, subscription
 from understudy.runtime.jetstream.settlement import ack_subject
 from understudy.runtime.jetstream.subscription import PullSubscription
 
@@ -72,6 +72,13 @@ async def naks(owners: Owners) -> list[str]:
 
     await owners.bench.client.subscribe(f"$JS.ACK.{STREAM}.{DURABLE}.>", cb=note)
     return written
+
+
+async def limit_requests(owners: Owners, messages: int) -> None:
+    """Let no request ask the consumer for more messages than that."""
+    config = (await owners.info())["config"] | {"max_batch": messages}
+    body = {"stream_name": STREAM, "config": config}
+    await api.request(owners.bench.client, f"CONSUMER.CREATE.{STREAM}.{DURABLE}", body)
 
 
 class Holding:
@@ -202,11 +209,10 @@ async def test_what_is_given_back_again_meanwhile_comes_once_and_hides_nothing(
     owners: Owners, holding: Holding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A former owner may give back late what the new one has asked for: the rest is still waited for."""
-    await api.request(
-        owners.bench.client,
-        f"CONSUMER.CREATE.{STREAM}.{DURABLE}",
-        {"stream_name": STREAM, "config": (await owners.info())["config"] | {"max_batch": 10}},
-    )
+    await limit_requests(owners, 10)
+    # While only another standby waits, the server turns round what is to be redelivered.
+    await owners.start("c")
+    await owners.stood_by("c")
     given_back: list[int] = []
     answered = PullSubscription._answered
 
@@ -225,6 +231,19 @@ async def test_what_is_given_back_again_meanwhile_comes_once_and_hides_nothing(
     await holding.give_back()
     await owners.all_handled(50)
     assert len(given_back) == 7
+    assert [run.number for run in owners.runs] == list(range(50))
+
+
+async def test_a_new_limit_on_requests_leaves_nothing_for_later(
+    owners: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby learns of it when its first large request is refused, and asks again."""
+    monkeypatch.setattr(subscription, "LOOK_SECONDS", 60.0)
+    holding = Holding(owners)
+    await holding.start(50)
+    await limit_requests(owners, 10)
+    await holding.give_back()
+    await owners.all_handled(50)
     assert [run.number for run in owners.runs] == list(range(50))
 
 
