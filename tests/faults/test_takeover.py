@@ -135,8 +135,8 @@ def test_the_next_start_takes_over_what_a_killed_launcher_left(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     """Every process dies with the launcher, and the next run goes on with what was held."""
-    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.02") as run:
-        note(nats_server.url, range(200))
+    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.05") as run:
+        note(nats_server.url, range(150))
         until(lambda: run.cell("recorder/0")["status"]["held"] >= 48)
         assert run.process is not None
         run.process.kill()
@@ -144,7 +144,7 @@ def test_the_next_start_takes_over_what_a_killed_launcher_left(
         handled = len(run.handled())
         run.start()
         until(lambda: len(run.handled()) > handled, 3)
-        until(lambda: all_handled(run, 200))
+        until(lambda: all_handled(run, 150))
         assert run.cell("recorder/0")["status"]["counters"]["taken_over"] >= 30
         assert run.events("dead letter") == []
         assert run.terminate() == 0
