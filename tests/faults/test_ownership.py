@@ -22,7 +22,7 @@ from support.nats import NatsServer
 from support.owner_app import Noted
 from support.running import Running, running, until
 from understudy.config.connection import ConnectionSpec
-from understudy.runtime.jetstream import api, connection
+from understudy.runtime.jetstream import api, connection, pinning
 from understudy.runtime.jetstream.publisher import Publisher
 
 STREAM, DURABLE = "NOTES", "owners-recorder"
@@ -113,11 +113,13 @@ class Nodes:
             ended[run.customer] = run.end
         return count
 
-    def note(self, numbers: range, customers: int = 8) -> None:
-        """Publish numbered events, in order for each customer."""
+    def note(self, numbers: range, customers: int = 8, kill: int = 0) -> None:
+        """Publish numbered events, in order for each customer, right after the death of a process."""
 
         async def publish() -> None:
             async with Publisher.connect(self.url) as publisher:
+                if kill:
+                    os.kill(kill, signal.SIGKILL)
                 await asyncio.gather(
                     *(publisher.publish(Noted(number=n, customer=f"c{n % customers}")) for n in numbers)
                 )
@@ -137,6 +139,18 @@ class Nodes:
                 await client.close()
 
         return asyncio.run(ask())
+
+    def unpin(self) -> None:
+        """Take the pin from whoever has it."""
+
+        async def ask() -> None:
+            client = await connection.connect(ConnectionSpec(servers=(self.url,)), name="test")
+            try:
+                await api.request(client, f"CONSUMER.UNPIN.{STREAM}.{DURABLE}", {"group": pinning.GROUP})
+            finally:
+                await client.close()
+
+        asyncio.run(ask())
 
     def check(self, options: dict[str, Any]) -> str:
         """Return what `understudy check` says of the consumer."""
@@ -248,6 +262,17 @@ def test_a_replacement_that_starts_for_longer_than_the_pin_lives(nodes: Nodes, b
             assert nodes.overlaps() == 0
             assert nodes.repeats() <= 8
             assert {state(a), state(b)} == {"up", "standby"}
+
+
+def test_a_pin_that_went_to_a_cell_that_had_died_is_taken_back(nodes: Nodes) -> None:
+    """The server gives it to a request whose process is gone; the replacement knows whose it was."""
+    with nodes.node("a", LONG) as a:
+        nodes.note(range(20), kill=pid(a))
+        until(lambda: nodes.all_handled(20), 9)
+        assert a.events("unpinning a dead cell")
+        assert nodes.in_order()
+        assert nodes.repeats() == 0
+        assert a.terminate() == 0
 
 
 def test_a_run_that_gives_up_leaves_what_its_dead_cell_owned_to_others_at_once(nodes: Nodes) -> None:
