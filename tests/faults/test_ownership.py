@@ -73,6 +73,8 @@ class Nodes:
             with self._record.open() as record:
                 record.seek(self._read)
                 for line in record:
+                    if not line.endswith("\n"):
+                        break
                     begin, end, pid, number, sequence, customer = line.split()
                     run = Run(float(begin), float(end), int(pid), int(number), int(sequence), customer)
                     self._runs.append(run)
