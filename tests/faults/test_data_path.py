@@ -24,6 +24,7 @@ HOUR = 3600
 DEADLY = 5000
 
 
+@pytest.mark.timeout(240)
 def test_nothing_is_lost_when_cells_and_the_broker_are_killed_under_load(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def runs_of(records: Path, actor: str) -> list[Record]:
     return [record for process in read_records(records, actor) for record in process.records]
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("nodes", "replicas"), [(1, 2), (2, 1)])
 def test_one_delivery_that_kills_its_process_costs_the_others_nothing(
     nats_server: NatsServer, tmp_path: Path, nodes: int, replicas: int
@@ -122,6 +124,7 @@ def test_one_delivery_that_kills_its_process_costs_the_others_nothing(
         assert [run.terminate() for run in runs] == [0] * nodes
 
 
+@pytest.mark.timeout(120)
 def test_a_clock_that_jumps_is_nobody_s_death(nats_server: NatsServer, tmp_path: Path) -> None:
     """An hour on, and two back: nobody is taken to hang, nothing comes again, a takeover finds its ledger.
 
@@ -130,16 +133,19 @@ def test_a_clock_that_jumps_is_nobody_s_death(nats_server: NatsServer, tmp_path:
     records = tmp_path / "records"
     records.mkdir()
     clock = Clock(tmp_path)
-    with running(
-        nats_server.url,
-        tmp_path,
-        "support.relay:app",
-        wait=True,
-        RELAY_DIRECTORY=str(records),
-        RELAY_SLOW="0",
-        RELAY_SECONDS="6",
-        **clock.environment,
-    ) as run:
+    with (
+        running(
+            nats_server.url,
+            tmp_path,
+            "support.relay:app",
+            wait=True,
+            RELAY_DIRECTORY=str(records),
+            RELAY_SLOW="0",
+            RELAY_SECONDS="6",
+            **clock.environment,
+        ) as run,
+        clock.loaded_into(run.pid),
+    ):
 
         def archived() -> int:
             return count_records(records, "archive")
@@ -169,7 +175,6 @@ def test_a_clock_that_jumps_is_nobody_s_death(nats_server: NatsServer, tmp_path:
         assert [cell["status"]["counters"]["redelivered"] for cell in cells.values()] == [0, 0, 0]
         assert run.events("was held up; deadlines are reset") == []
         assert run.terminate() == 0
-    Clock.forget(run.pid)
     for actor in ACTORS:
         handled = runs_of(records, actor)
         assert {record.number for record in handled} == set(range(5000))

@@ -6,6 +6,8 @@ administrator or NTP sets a system's clock.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,7 +46,11 @@ class Clock:
         new.replace(self._file)
 
     @staticmethod
-    def forget(pid: int) -> None:
-        """Remove what libfaketime leaves in shared memory for a process that it was loaded into first."""
-        for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
-            Path("/dev/shm", name).unlink(missing_ok=True)
+    @contextmanager
+    def loaded_into(pid: int) -> Iterator[None]:
+        """Remove at the end what libfaketime leaves in shared memory for the process that loaded it first."""
+        try:
+            yield
+        finally:
+            for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
+                Path("/dev/shm", name).unlink(missing_ok=True)
