@@ -139,11 +139,10 @@ class Takeover:
     ) -> None:
         given_back: list[int] = []
         for entry in file.entries:
-            if boottime() - entry.extended_at >= self._ack_wait_seconds:
-                continue
+            # However old it is: it was handled.
             if entry.state is SlotState.DONE:
                 self._settlement.ack(self._reply(entry))
-            elif not self._is_owner(file):
+            elif not self._is_owner(file) or self._is_left_to_server(entry):
                 given_back.append(entry.sequence)
             elif entry.sequence not in claimed:
                 await self._claim_entry(entry, claimed)
@@ -152,6 +151,10 @@ class Takeover:
             await self._count_crash(sequence, reason)
         if self._pinned == "":
             await self._settlement.nak_in_order(self._reply_to(sequence, 1) for sequence in given_back)
+
+    def _is_left_to_server(self, entry: Entry) -> bool:
+        """Return whether another may have been given the delivery already, unless this is its only owner."""
+        return self._pinned is None and boottime() - entry.extended_at >= self._ack_wait_seconds
 
     async def _count_crash(self, sequence: int, reason: str) -> Attempts:
         attempts = await self._attempts.read(sequence)

@@ -200,12 +200,18 @@ async def follow(course: Course, url: str, directory: Path, stream: str) -> Acco
 def test_what_is_held_and_asked_for_never_exceeds_the_mailbox(
     module_nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory, course: Course
 ) -> None:
-    """In messages and in bytes, at every moment, whatever the handlers do and however often we reconnect."""
+    """In messages and in bytes, at every moment, whatever the handlers do and however often we reconnect.
+
+    Only what a sole owner has come again isn't bounded in bytes: its order comes first.
+    """
     stream = f"CREDIT{next(_numbers)}"
     account = asyncio.run(follow(course, module_nats_server.url, tmp_path_factory.mktemp("cells"), stream))
     assert account.count(Connected) > len(course.cuts)
     assert account.count(Delivered) >= course.messages
-    assert account.excesses(course.capacity, course.max_bytes) == []
+    excesses = account.excesses(course.capacity, course.max_bytes)
+    if course.kind == "keyed" and course.cuts:
+        excesses = [excess for excess in excesses if excess.held + excess.demanded > course.capacity]
+    assert excesses == []
 
 
 @pytest.mark.parametrize("kind", ["shared", "keyed"])
