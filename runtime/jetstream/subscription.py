@@ -539,7 +539,7 @@ class PullSubscription:
                 go_on()
                 before = len(gathered)
                 size = self._room.free_bytes() - sum(len(body) for _, _, _, body in gathered.values())
-                bound = {"max_bytes": size} if bounded and size > 0 else {}
+                bound = {"max_bytes": min(size, self._max_bytes)} if bounded and size > 0 else {}
                 await self._ask(self._requests[0], {"batch": min(missing, self._max_batch)} | bound)
                 await self._answered(self._requests[0])
                 if len(gathered) == before:

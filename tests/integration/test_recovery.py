@@ -74,10 +74,9 @@ async def naks(owners: Owners) -> list[str]:
     return written
 
 
-async def limit_requests(owners: Owners, messages: int) -> None:
-    """Let no request ask the consumer for more messages than that."""
-    config = (await owners.info())["config"] | {"max_batch": messages}
-    body = {"stream_name": STREAM, "config": config}
+async def limit_requests(owners: Owners, **limits: int) -> None:
+    """Let no request ask the consumer for more than that."""
+    body = {"stream_name": STREAM, "config": (await owners.info())["config"] | limits}
     await api.request(owners.bench.client, f"CONSUMER.CREATE.{STREAM}.{DURABLE}", body)
 
 
@@ -209,7 +208,7 @@ async def test_what_is_given_back_again_meanwhile_comes_once_and_hides_nothing(
     owners: Owners, holding: Holding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A former owner may give back late what the new one has asked for: the rest is still waited for."""
-    await limit_requests(owners, 10)
+    await limit_requests(owners, max_batch=10)
     # While only another standby waits, the server turns round what is to be redelivered.
     await owners.start("c")
     await owners.stood_by("c")
@@ -234,14 +233,15 @@ async def test_what_is_given_back_again_meanwhile_comes_once_and_hides_nothing(
     assert [run.number for run in owners.runs] == list(range(50))
 
 
+@pytest.mark.parametrize("limits", [{"max_batch": 10}, {"max_bytes": 4000}], ids=["messages", "bytes"])
 async def test_a_new_limit_on_requests_leaves_nothing_for_later(
-    owners: Owners, monkeypatch: pytest.MonkeyPatch
+    owners: Owners, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
 ) -> None:
     """A standby learns of it when its first large request is refused, and asks again."""
     monkeypatch.setattr(subscription, "LOOK_SECONDS", 60.0)
     holding = Holding(owners)
     await holding.start(50)
-    await limit_requests(owners, 10)
+    await limit_requests(owners, **limits)
     await holding.give_back()
     await owners.all_handled(50)
     assert [run.number for run in owners.runs] == list(range(50))
