@@ -514,6 +514,9 @@ class PullSubscription:
             # The owner has given back what it didn't hold, and that is what we hold.
             await pin.ownership.lost(give_back=not other)
             pin.ownership.standing_by(other)
+            if not self._room.is_empty():
+                # What was being handled may fail, and is then not ours to try again.
+                self._look_at = time.monotonic() + RETRY_SECONDS
 
     async def _recover(self) -> None:
         """Have all that is unsettled and not held come again, and deliver it in stream order.

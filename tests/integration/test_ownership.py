@@ -13,6 +13,7 @@ from support.cells import bench, until
 from support.nats import NatsServer
 from support.owners import DURABLE, SHORT, STREAM, Owners, Run
 from support.proxy import proxy
+from understudy.actors.outcomes import Retry
 from understudy.actors.policies import CircuitBreaker, Mailbox
 from understudy.runtime.cell.ownership import SoleOwner
 from understudy.runtime.jetstream import api
@@ -222,6 +223,27 @@ async def test_an_owner_that_asks_for_nothing_hears_that_it_was_unpinned(make: M
     assert len(owners.by("a")) == 2
     assert owners.repeats() == 2
     assert owners.in_order()
+
+
+async def test_what_fails_after_an_owner_was_unpinned_is_left_to_the_next(owners: Owners) -> None:
+    """Retries in place belong to the owner."""
+    gate = Gate("a")
+
+    async def fail(run: Run) -> None:
+        await gate(run)
+        if run.node == "a":
+            raise Retry(delay_seconds=1.0)
+
+    owners.handler = fail
+    await pair_that_holds(owners, 10, 10, 10)
+    await owners.unpin()
+    await owners.note(range(10, 11), 10)
+    await owners.all_handled(11)
+    await owners.stood_by("a")
+    gate.opened.set()
+    await until(lambda: owners.nodes["a"].status.held == 0)
+    assert len(owners.by("a")) == 10
+    assert owners.in_order("b")
 
 
 # The broker
