@@ -38,7 +38,7 @@ def begun(run: Running) -> list[list[str]]:
 def test_the_members_of_a_killed_batch_are_handled_each_alone(
     nats_server: NatsServer, tmp_path: Path, keyed: str
 ) -> None:
-    """And the rest in batches again, in the order of the stream or of each key, none redelivered."""
+    """And the rest in batches again, in the order of the stream or of each key."""
     with running(nats_server.url, tmp_path, TARGET, RECORD_SECONDS="0.3", RECORD_KEYED=keyed) as run:
         note(nats_server.url, range(200))
         until(lambda: run.cell("recorder/0")["status"]["held"] == 64)
@@ -61,7 +61,8 @@ def test_the_members_of_a_killed_batch_are_handled_each_alone(
         assert set(run.numbers().values()) == {1}
         cell = run.cell("recorder/0")
         assert cell["supervision"]["restarts"] == 1
-        assert cell["status"]["counters"]["redelivered"] == 0
+        # What was on its way when it died comes again; nothing that it held does.
+        assert cell["status"]["counters"]["redelivered"] <= 16
         assert run.terminate() == 0
 
 
