@@ -135,6 +135,9 @@ class SoleOwner:
         done = [sequence for sequence in self._file.ledger.done_sequences() if first <= sequence <= last]
         for sequence in done:
             self._settlement.ack(self._reply_to(sequence, last_delivered))
+        if done:
+            # Else they might still count as pending when there is nothing to be given back.
+            await self._settlement.ack_confirmed(self._reply_to(done[-1], last_delivered))
         missing = 0
         for sequences in _from_both_ends(first, last):
             await self._nak(sequences, last_delivered, {*done, *in_hand})

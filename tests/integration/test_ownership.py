@@ -48,27 +48,6 @@ class Gate:
             await self.opened.wait()
 
 
-class Paused:
-    """Recoveries of an owner that wait until the test lets them go on.
-
-    Attributes:
-        entered: set when one has begun.
-        go_on: lets it go on.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.entered = asyncio.Event()
-        self.go_on = asyncio.Event()
-        recover = SoleOwner.recover
-
-        async def wait(owner: SoleOwner, in_hand: Collection[int], fetch: Fetch) -> int:
-            self.entered.set()
-            await self.go_on.wait()
-            return await recover(owner, in_hand, fetch)
-
-        monkeypatch.setattr(SoleOwner, "recover", wait)
-
-
 async def pair(owners: Owners) -> None:
     """Start node a, which becomes the owner, and b, its standby."""
     await owners.start("a")
@@ -387,8 +366,21 @@ async def test_a_consumer_that_is_paused_is_recovered_when_it_goes_on(owners: Ow
         await owners.nodes["a"].stop()
 
 
-async def test_acks_that_were_lost_with_a_connection_are_written_again(owners: Owners) -> None:
-    """What an owner has handled isn't handled again because the broker hasn't heard of it."""
+async def test_acks_that_were_lost_with_a_connection_are_written_again(
+    owners: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is handled neither comes again because the broker hasn't heard of it, nor is waited for."""
+    asked: list[int] = []
+    recover = SoleOwner.recover
+
+    async def listen(owner: SoleOwner, in_hand: Collection[int], fetch: Fetch) -> int:
+        async def fetch_and_note(missing: int) -> None:
+            asked.append(missing)
+            await fetch(missing)
+
+        return await recover(owner, in_hand, fetch_and_note)
+
+    monkeypatch.setattr(SoleOwner, "recover", listen)
     async with proxy(owners.bench.url) as between:
         await owners.start("a", between.url)
         await owners.note(range(1))
@@ -402,5 +394,8 @@ async def test_acks_that_were_lost_with_a_connection_are_written_again(owners: O
         between.rewrite = None
         between.cut()
         await owners.settled()
+        await owners.note(range(50, 60))
+        await owners.all_handled(60)
         assert owners.repeats() == 0
+        assert asked == []
         await owners.nodes["a"].stop()
