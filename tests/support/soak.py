@@ -91,6 +91,7 @@ class Stage(msgspec.Struct, kw_only=True):
         stored_twice: numbers that came under two sequences of the stream.
         after_kill, after_late_takeover, after_outage, after_failure: repeats by what explains them.
         unexplained: repeats that nothing does.
+        examples: of them, the first few.
         out_of_order: keys' events that were handled first after a later one of their key; None where no order
             is promised.
     """
@@ -104,6 +105,7 @@ class Stage(msgspec.Struct, kw_only=True):
     after_outage: int
     after_failure: int
     unexplained: int
+    examples: list[str]
     out_of_order: int | None
 
 
@@ -322,10 +324,17 @@ def account_of(actor: str, directory: Path, messages: int, kills: list[Kill], ou
                 repeated.setdefault(record.number, []).append((pid, record))
     causes = _Causes(actor, firsts, kills, outages)
     explained = Counter[str]()
+    examples: list[str] = []
     for number, runs in repeated.items():
         runs.sort(key=itemgetter(1))
-        for (pid, earlier), (_, later) in pairwise(runs):
-            explained[causes.of(number, pid, earlier, later)] += 1
+        for (pid, earlier), (again, later) in pairwise(runs):
+            cause = causes.of(number, pid, earlier, later)
+            explained[cause] += 1
+            if cause == "nothing" and len(examples) < 5:
+                examples.append(
+                    f"{number}, sequence {earlier.sequence}: process {pid} at {earlier.at / 1e9:.3f} s, "
+                    f"again process {again} at {later.at / 1e9:.3f} s; {causes.told(pid)}"
+                )
     return Stage(
         runs=counts.total(),
         lost=messages - sum(number < messages for number in counts),
@@ -336,6 +345,7 @@ def account_of(actor: str, directory: Path, messages: int, kills: list[Kill], ou
         after_outage=explained["outage"],
         after_failure=explained["failure"],
         unexplained=explained["nothing"],
+        examples=examples,
         out_of_order=out_of_order if actor in SOLE_OWNERS else None,
     )
 
@@ -356,6 +366,13 @@ class _Causes:
             return frozenset(numbers[first : bisect(times, outage.gone) + HELD[actor]])
 
         self._touched = [(outage.began, touched(outage)) for outage in outages]
+
+    def told(self, pid: int) -> str:
+        """Return what was done to a process and to the broker."""
+        killed = (
+            f"the first killed at {self._killed[pid] / 1e9:.3f} s" if pid in self._killed else "not killed"
+        )
+        return f"{killed}, outages at {[round(began / 1e9, 3) for began, _ in self._touched]}"
 
     def of(self, number: int, pid: int, earlier: Record, later: Record) -> str:
         """Return what explains that `later` repeats `earlier`, which the process `pid` ran."""
