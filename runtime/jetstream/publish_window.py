@@ -25,6 +25,9 @@ ACK_TIMEOUT_SECONDS = 2.0
 # stream takes has to be an error soon: so it is tried for a moment.
 NO_STREAM_SECONDS = 1.0
 NO_STREAM_REPEAT_SECONDS = 0.25
+# A stream whose ingest queue is full (its description: "too many requests") takes it when it has caught up.
+TOO_MANY_REQUESTS = 10167
+BUSY_REPEAT_SECONDS = 0.25
 SWEEP_SECONDS = 0.1
 # The server counts them in 16 bits (10097).
 MAX_HEADER_BYTES = 64 * 1024 - 1
@@ -38,6 +41,7 @@ class _Unconfirmed(Message, eq=False, kw_only=True):
     wait_seconds: float = ACK_TIMEOUT_SECONDS
     repeat_at: float = 0.0
     no_stream_since: float | None = None
+    unconfirmed_because: str = ""
 
 
 class PublishWindow:
@@ -225,7 +229,11 @@ class PublishWindow:
         try:
             ack = read_answer(body)
         except Refused as refused:
-            self._fail(message, str(refused), refused.code)
+            if refused.code == TOO_MANY_REQUESTS:
+                message.unconfirmed_because = f": {refused}"
+                message.repeat_at = self._loop.time() + BUSY_REPEAT_SECONDS
+            else:
+                self._fail(message, str(refused), refused.code)
             return
         if not message.confirmed.done():
             message.confirmed.set_result(ack)
@@ -276,6 +284,7 @@ class PublishWindow:
                 self._fail(
                     message,
                     f"no stream confirmed the event within {self._timeout_seconds:g} s"
+                    f"{message.unconfirmed_because}"
                     if message.no_stream_since is None
                     else _NO_STREAM,
                 )

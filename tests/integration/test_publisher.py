@@ -177,6 +177,33 @@ async def test_a_stream_that_refuses_is_quoted(client: Client, window: PublishWi
     assert error.code == 10054
 
 
+BUSY = b'{"error":{"code":429,"err_code":10167,"description":"too many requests"}}'
+
+
+async def test_a_stream_that_can_t_keep_up_is_tried_again(client: Client, silence: Silence) -> None:
+    """The server refuses what its ingest queue has no room for; nothing is wrong with the event."""
+    window = PublishWindow(client, timeout_seconds=1.0)
+    await window.open()
+    taken = asyncio.create_task(window.publish("silence", b"1", {}))
+    await silence.answer(first := await silence.next(), BUSY)
+    repeat = await silence.next()
+    assert (repeat.data, repeat.reply) == (first.data, first.reply)
+    await silence.answer(repeat, b'{"stream":"S","seq":1}')
+    assert await taken == PubAck("S", 1)
+
+    async def refuse() -> None:
+        while True:
+            await silence.answer(await silence.next(), BUSY)
+
+    busy = asyncio.create_task(refuse())
+    error = await refused(window, "silence", b"2", {})
+    assert str(error) == (
+        "silence: no stream confirmed the event within 1 s: the stream refused it: too many requests"
+    )
+    busy.cancel()
+    window.close()
+
+
 async def test_exactly_max_payload_passes_and_one_byte_more_is_not_written(
     client: Client, window: PublishWindow
 ) -> None:
