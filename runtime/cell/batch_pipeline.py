@@ -200,17 +200,16 @@ class BatchPipeline:
     async def _ack(self, members: Sequence[HeldDelivery]) -> None:
         if self._acknowledge is not None:
             await asyncio.gather(*map(self._acknowledge, members))
-        else:
-            ack = self._settlement.ack
-            for member in members:
-                ack(member.reply)
         done = self._mailbox.done
         for member in members:
             done(member)
-        if self._acknowledge is not None:
-            self._settled()
         self._status.count("handled", len(members))
         self._status.count("acked", len(members))
+        # Last, since it says that there is room again.
+        if self._acknowledge is not None:
+            self._settled()
+        else:
+            self._settlement.ack_all([member.reply for member in members])
 
     async def _fail(
         self,

@@ -94,6 +94,9 @@ class Lanes:
         self._stopping = False
         self._halted = False
         self._sleepers: deque[asyncio.Future[None]] = deque()
+        # Whether a worker that was woken hasn't run yet. It wakes the next one if there is more, so that
+        # handlers that never wait don't have all workers come for nothing.
+        self._waking = False
         self._quiet = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
         self._timers: set[asyncio.TimerHandle] = set()
@@ -128,7 +131,7 @@ class Lanes:
         if self._batches is not None and self._batches.collect(delivery):
             return
         self._ready.append(delivery)
-        if self._sleepers:
+        if self._sleepers and not self._waking:
             self._wake()
 
     def is_stuck(self) -> bool:
@@ -205,8 +208,11 @@ class Lanes:
                 sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._sleepers.append(sleeper)
                 await sleeper
+                self._waking = False
                 continue
             self._running.add(item)
+            if self._ready and self._sleepers and not self._waking:
+                self._wake()
             if type(item) is HeldBatch:
                 await self._run_batch(item, deadline)
                 burst += len(item.members)
@@ -418,6 +424,7 @@ class Lanes:
             sleeper = self._sleepers.popleft()
             if not sleeper.done():
                 sleeper.set_result(None)
+                self._waking = True
                 return
 
     def _wake_all(self) -> None:

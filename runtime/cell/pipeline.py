@@ -124,7 +124,10 @@ class Pipeline:
 
         What goes into a batch is decoded here: it has to be readable.
         """
-        handler = delivery.handler = self._route(delivery.subject)
+        try:
+            handler = delivery.handler = self._routes[delivery.subject]
+        except KeyError:
+            handler = delivery.handler = self._route(delivery.subject)
         if self._ordered:
             delivery.key = ONE_ORDER
         if handler is None or (self._key is None and handler.batch is None):
@@ -186,9 +189,10 @@ class Pipeline:
             # The settlement says itself when it has written acks, but not of a confirmed one.
             self._settled()
             return SETTLED
-        self._settlement.ack(delivery.reply)
         self._handled += 1
         self._mailbox.done(delivery)
+        # Last, since it may say at once that there is room again.
+        self._settlement.ack(delivery.reply)
         return SETTLED
 
     def report(self) -> None:
@@ -212,15 +216,12 @@ class Pipeline:
         return Outputs(self._window, cause, self._id_prefix, self._source)
 
     def _route(self, subject: str) -> HandlerSpec | None:
-        try:
-            return self._routes[subject]
-        except KeyError:
-            handler = self._spec.route(subject)
-            # Subjects may be made from data; only so many are remembered.
-            if len(self._routes) >= 1024:
-                self._routes.clear()
-            self._routes[subject] = handler
-            return handler
+        handler = self._spec.route(subject)
+        # Subjects may be made from data; only so many are remembered.
+        if len(self._routes) >= 1024:
+            self._routes.clear()
+        self._routes[subject] = handler
+        return handler
 
     def _readable(self) -> None:
         self._undecodable_in_a_row = 0

@@ -14,7 +14,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client, Server
 
-from understudy.actors.errors import BrokerRefused, BrokerUnreachable, ConfigurationError
+from understudy.actors.errors import BrokerError, BrokerRefused, BrokerUnreachable, ConfigurationError
 from understudy.config.connection import ConnectionSpec, redact_url
 from understudy.runtime.jetstream.fast_lane import FastClient, self_check
 
@@ -124,12 +124,15 @@ async def confirm(client: Client) -> None:
     """Return when the server has everything that was written.
 
     Raises:
-        nats.errors.Error: it doesn't say so within two seconds, or the connection is gone.
+        BrokerError: it doesn't say so within four seconds, or the connection is gone.
     """
     # nats-py's flush sends its ping ahead of what waits to be written (tried on 2.16), so the first answer
     # says nothing but that this has been written since.
-    await client.flush(timeout=2)
-    await client.flush(timeout=2)
+    try:
+        await client.flush(timeout=2)
+        await client.flush(timeout=2)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise BrokerError(f"the broker did not confirm what was written: {error}") from error
 
 
 async def close(client: Client) -> bool:
@@ -145,8 +148,8 @@ async def close(client: Client) -> bool:
         try:
             await confirm(client)
             confirmed = True
-        except (nats.errors.Error, TimeoutError) as error:
-            _log.warning("broker did not confirm the last flush", error=str(error))
+        except BrokerError as error:
+            _log.warning("not all may be settled", error=str(error))
     try:
         await client.close()
     except (OSError, TypeError) as error:

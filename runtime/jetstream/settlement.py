@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import nats.errors
@@ -13,9 +13,20 @@ from nats.aio.client import Client
 from understudy.runtime.jetstream.fast_lane import FastClient
 
 CONFIRM_TIMEOUT_SECONDS = 2.0
-# So many are written between two turns of the event loop.
+# So many are written at once: naks between two turns of the event loop, and acks, of which each write wakes
+# the server up. By twos and threes they cost it, and us, half as much again for each message (tried).
 BURST = 64
+# So long an ack waits for others.
+ACK_DELAY_SECONDS = 0.005
 _log = structlog.get_logger("understudy.settlement")
+
+
+def ack_prefix(stream: str, durable: str) -> bytes:
+    """Return how the reply subjects of a consumer's deliveries begin, on a server that is in no domain.
+
+    After it come delivery count, stream sequence, consumer sequence, timestamp and pending count.
+    """
+    return f"$JS.ACK.{stream}.{durable}.".encode()
 
 
 def ack_subject(
@@ -34,7 +45,7 @@ def ack_subject(
         sequence: the stream sequence.
         consumer_sequence: the consumer's last delivered sequence, or any that came after this delivery.
     """
-    return f"$JS.ACK.{stream}.{durable}.{delivery_count}.{sequence}.{consumer_sequence}.0.0".encode()
+    return ack_prefix(stream, durable) + f"{delivery_count}.{sequence}.{consumer_sequence}.0.0".encode()
 
 
 def parse_ack_subject(reply: bytes) -> tuple[int, int, int]:
@@ -52,17 +63,25 @@ class Settlement:
 
     All but `ack_confirmed` and `nak_in_order` are fire and forget: what the server doesn't get, it delivers
     again, so a broken connection is logged and no reason to fail. Acks are collected, and written together
-    when the event loop comes round, or before anything else that this writes.
+    when there are enough of them, when the oldest has waited for `ACK_DELAY_SECONDS`, or before anything else
+    that this writes.
 
     Args:
         client: a connection.
-        acked: called each time that collected acks were written.
+        acked: called each time that collected acks were written, which may be within `ack`.
+        burst: how many acks are enough. Their room in the mailbox isn't asked for before they are written, so
+            that a small one can't wait for many.
     """
 
-    def __init__(self, client: Client, acked: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, client: Client, acked: Callable[[], None] = lambda: None, *, burst: int = BURST
+    ) -> None:
         self._client = client
         self._acked = acked
+        self._burst = burst
         self._acks: list[bytes] = []
+        self._oldest_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._fails = False
         self._loop = asyncio.get_running_loop()
         self._writing = asyncio.Lock()
@@ -70,9 +89,21 @@ class Settlement:
 
     def ack(self, reply: bytes) -> None:
         """Say that the delivery is done with."""
+        acks = self._acks
+        acks.append(reply)
+        count = len(acks)
+        if count == self._burst:
+            self._write_out()
+        elif count == 1:
+            self._begin_delay()
+
+    def ack_all(self, replies: Sequence[bytes]) -> None:
+        """Say that deliveries are done with."""
         if not self._acks:
-            self._loop.call_soon(self._come_round)
-        self._acks.append(reply)
+            self._begin_delay()
+        self._acks += replies
+        if len(self._acks) >= self._burst:
+            self._write_out()
 
     async def flush(self) -> None:
         """Write the acks that were collected; returns when they come before whatever is written next."""
@@ -134,10 +165,26 @@ class Settlement:
             return False
         return previous is None or await self._request(previous, b"-NAK")
 
-    def _come_round(self) -> None:
+    def _begin_delay(self) -> None:
+        self._oldest_at = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(ACK_DELAY_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self._acks:
+            return
+        remaining = self._oldest_at + ACK_DELAY_SECONDS - self._loop.time()
+        if remaining > 0:
+            # Others were written since the timer was set.
+            self._timer = self._loop.call_later(remaining, self._look)
+        else:
+            self._write_out()
+
+    def _write_out(self) -> None:
         if isinstance(self._client, FastClient):
             self._write_acks(self._client)
-        elif self._acks:
+        else:
             self._task = self._loop.create_task(self._publish_acks(), name="understudy-acks")
 
     def _write_acks(self, client: FastClient) -> None:

@@ -354,8 +354,10 @@ class PullSubscription:
             if not self._is_candidate():
                 # Pinned meanwhile.
                 return 0.0
-        if self._requests[0].outstanding == 0 and not self._paused and self._free() > 0:
-            await self._ask(self._requests[0], {"batch": 1})
+        if self._requests[0].outstanding == 0 and not self._paused:
+            demand = self._demand_of_one()
+            if demand is not None:
+                await self._ask(self._requests[0], demand)
         return self._look_at - now
 
     async def _ask(self, request: _Request, demand: dict[str, Any]) -> None:
@@ -388,9 +390,18 @@ class PullSubscription:
             allowed = min(share, self._max_bytes)
             if allowed > self._too_few_bytes:
                 return {"batch": batch, "max_bytes": allowed}
-        # A message larger than the byte bound is fetched alone, into an empty mailbox.
-        alone = self._room.is_empty() and self._outstanding() == 0
-        return {"batch": 1} if alone else None
+        return self._alone()
+
+    def _demand_of_one(self) -> dict[str, Any] | None:
+        """Return what a candidate asks for, which may still hold what it had as the owner."""
+        allowed = min(self._room.free_bytes(), self._max_bytes)
+        if self._room.is_empty() or self._free() <= 0 or allowed <= self._too_few_bytes:
+            return self._alone()
+        return {"batch": 1, "max_bytes": allowed}
+
+    def _alone(self) -> dict[str, Any] | None:
+        """Return what to ask for where a message may be larger than the bytes that it can have."""
+        return {"batch": 1} if self._room.is_empty() and self._outstanding() == 0 else None
 
     def _receiver(self, request: _Request) -> Receiver:
         deliver, pin = self._deliver, self._pin

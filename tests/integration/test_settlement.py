@@ -18,7 +18,7 @@ from support.proxy import Proxy
 from support.wire import FrameReader
 from understudy.runtime.jetstream import api
 from understudy.runtime.jetstream.connection import confirm
-from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subject
+from understudy.runtime.jetstream.settlement import BURST, Settlement, parse_ack_subject
 
 _names = itertools.count()
 
@@ -169,16 +169,18 @@ async def test_acks_are_written_before_what_follows(deliveries: Deliveries, foll
 
 
 async def test_acks_are_written_without_being_asked_for(deliveries: Deliveries) -> None:
-    """Those of one turn of the event loop together, which is said once."""
-    await deliveries.make(200)
-    for reply in deliveries.replies[:100]:
+    """Those that are enough at once, and fewer soon; both are said."""
+    await deliveries.make(BURST + 10)
+    for reply in deliveries.replies[:BURST]:
         deliveries.settlement.ack(reply)
     await until(lambda: deliveries.acked == 1)
-    for reply in deliveries.replies[100:]:
+    await deliveries.leaves(10)
+    for reply in deliveries.replies[BURST:]:
         deliveries.settlement.ack(reply)
+    assert deliveries.acked == 1
     await deliveries.leaves(0)
     assert deliveries.acked == 2
-    assert deliveries.written() == [(sequence, b"") for sequence in range(1, 201)]
+    assert deliveries.written() == [(sequence, b"") for sequence in range(1, BURST + 11)]
 
 
 async def test_flushing_nothing_writes_and_says_nothing(deliveries: Deliveries) -> None:
