@@ -131,7 +131,7 @@ class Lanes:
         if self._batches is not None and self._batches.collect(delivery):
             return
         self._ready.append(delivery)
-        if self._sleepers and not self._waking:
+        if not self._waking:
             self._wake()
 
     def is_stuck(self) -> bool:
@@ -211,7 +211,7 @@ class Lanes:
                 self._waking = False
                 continue
             self._running.add(item)
-            if self._ready and self._sleepers and not self._waking:
+            if self._ready and not self._waking:
                 self._wake()
             if type(item) is HeldBatch:
                 await self._run_batch(item, deadline)
@@ -420,12 +420,11 @@ class Lanes:
         self._timers.add(timer)
 
     def _wake(self) -> None:
-        while self._sleepers:
+        while self._sleepers and not self._waking:
             sleeper = self._sleepers.popleft()
             if not sleeper.done():
                 sleeper.set_result(None)
                 self._waking = True
-                return
 
     def _wake_all(self) -> None:
         while self._sleepers:
