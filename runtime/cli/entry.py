@@ -41,8 +41,9 @@ NOT_LINUX = (
 
 # \b keeps the lines of its paragraph as they are.
 _EPILOG = """
-Settings come from flags, UNDERSTUDY_* variables (UNDERSTUDY_HTTP__PORT is http.port), NATS_URL and
-understudy.toml in the working directory; the first of them that names a setting counts.
+Settings come from flags, UNDERSTUDY_* variables (UNDERSTUDY_HTTP__PORT is http.port), NATS_URL, a NATS
+context and understudy.toml in the working directory; the first of them that names a setting counts. If
+none names a server, it is the one that --embedded runs in this directory, or nats://127.0.0.1:4222.
 
 \b
 Exit codes:
