@@ -249,6 +249,7 @@ class Cell:
             breakers_closed=self._breakers.all_closed,
             mode_changed=self._on_mode,
             blocked_changed=self._on_blocked,
+            idle=self._on_idle,
             batches=self._pipeline.batches,
         )
         self._lanes.start()
@@ -388,6 +389,11 @@ class Cell:
             self._fetch_ahead.observe(time.monotonic(), self._mailbox.settled, idle=idle)
             self._mailbox.limit = self._fetch_ahead.limit
             self._subscription.settled()
+
+    def _on_idle(self) -> None:
+        # Nothing more comes before the acks are written, so that they would wait for others in vain.
+        if self._subscription.is_unasked():
+            self._settlement.write()
 
     def _report(self) -> None:
         self._status.gauge("held", len(self._mailbox))

@@ -62,6 +62,7 @@ class Lanes:
         mode_changed: called when the breakers' mode changes, with the breaker's name if it is open.
         blocked_changed: called when more or fewer deliveries wait for one that is tried again in place, that
             one included.
+        idle: called when nothing runs and nothing may begin.
         batches: handles batches; None if no handler takes any.
     """
 
@@ -74,6 +75,7 @@ class Lanes:
         breakers_closed: Callable[[], bool],
         mode_changed: Callable[[Mode, str], None],
         blocked_changed: Callable[[int], None] = lambda _: None,
+        idle: Callable[[], None] = lambda: None,
         batches: BatchHandler | None = None,
     ) -> None:
         self._concurrency = concurrency
@@ -81,6 +83,7 @@ class Lanes:
         self._handle = handle
         self._breakers_closed = breakers_closed
         self._mode_changed = mode_changed
+        self._idle = idle
         self._blocked = Blocked(blocked_changed)
         self._tried_again = self._blocked.deliveries
         self._batch_handler = batches
@@ -205,6 +208,7 @@ class Lanes:
                 burst = 0
                 if not self._running:
                     self._quiet.set()
+                    self._idle()
                 sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._sleepers.append(sleeper)
                 await sleeper

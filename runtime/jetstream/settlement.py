@@ -105,6 +105,11 @@ class Settlement:
         if len(self._acks) >= self._burst:
             self._write_out()
 
+    def write(self) -> None:
+        """Write the acks that were collected, now or as soon as the lane can."""
+        if self._acks:
+            self._write_out()
+
     async def flush(self) -> None:
         """Write the acks that were collected; returns when they come before whatever is written next."""
         if isinstance(self._client, FastClient):

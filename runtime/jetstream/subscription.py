@@ -197,6 +197,10 @@ class PullSubscription:
         if self._free() >= self._least():
             self._changed.set()
 
+    def is_unasked(self) -> bool:
+        """Return whether nothing is asked for, so that nothing comes before something is settled."""
+        return self._outstanding() == 0
+
     def pause(self) -> None:
         """Ask for nothing more; what was asked for may still arrive."""
         self._paused = True

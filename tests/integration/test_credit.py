@@ -24,6 +24,8 @@ from understudy.actors.outcomes import Reject, Retry
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
 from understudy.actors.supervision import Child
 from understudy.runtime.app import App
+from understudy.runtime.cell import fetch_ahead
+from understudy.runtime.jetstream import settlement
 from understudy.runtime.jetstream.api import consumer_info
 from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.stream import Stream
@@ -271,6 +273,24 @@ async def test_naks_with_a_long_delay_stop_nothing(nats_server: NatsServer, tmp_
         await until(lambda: cell.status.held == 0)
         assert await ack_pending(made, "CREDIT") == 2000
         assert cell.status.counters["redelivered"] == 0
+
+
+@pytest.mark.parametrize("fast_lane", [True, False])
+@pytest.mark.parametrize("narrow", ["bytes", "rate"])
+async def test_acks_wait_for_no_others_when_nothing_else_can_come(
+    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, narrow: str, *, fast_lane: bool
+) -> None:
+    """As in a mailbox that has room for one at a time, by its bytes or since the handler was slow before."""
+    monkeypatch.setattr(settlement, "ACK_DELAY_SECONDS", 5.0)
+    monkeypatch.setattr(fetch_ahead, "FIRST", 1)
+    taken = Taken("CREDIT")
+    app = taken.app(mailbox=Mailbox(max_bytes=1) if narrow == "bytes" else Mailbox())
+    async with bench(nats_server.url, tmp_path, fast_lane=fast_lane) as made:
+        cell = await made.cell(app)
+        await place(made, taken.subject, range(20))
+        await until(lambda: len(taken.handled) == 20, 10)
+        await cell.stop()
+        assert await ack_pending(made, "CREDIT") == 0
 
 
 def test_the_account_sees_an_excess() -> None:
