@@ -156,11 +156,12 @@ class Settlement:
         Returns:
             Whether the server confirmed it.
         """
-        await self.flush()
         previous = None
         try:
             for number, reply in enumerate(replies, start=1):
                 if previous is not None:
+                    # What was done meanwhile may be among them: the server must see its ack first.
+                    await self.flush()
                     await self._client.publish(previous.decode(), b"-NAK")
                 previous = reply
                 if number % BURST == 0:
@@ -168,7 +169,10 @@ class Settlement:
         except nats.errors.Error as error:
             self._warn("naks not written", error=str(error))
             return False
-        return previous is None or await self._request(previous, b"-NAK")
+        if previous is None:
+            await self.flush()
+            return True
+        return await self._request(previous, b"-NAK")
 
     def _begin_delay(self) -> None:
         self._oldest_at = self._loop.time()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -279,3 +279,22 @@ async def test_after_the_end_of_the_connection_all_fails_quietly(deliveries: Del
     assert [entry["log_level"] for entry in logs].count("warning") == 1
     assert {entry["error"] for entry in logs} == {"nats: connection closed"}
     assert await deliveries.pending() == 10
+
+
+async def test_what_is_done_amid_naks_is_acked_before_its_own(deliveries: Deliveries) -> None:
+    """An owner that recovers gives back what it doesn't hold, and so what was handled a moment ago."""
+    await deliveries.make(2 * BURST)
+    done = deliveries.replies[BURST + 10]
+
+    def lost() -> Iterator[bytes]:
+        for number, reply in enumerate(deliveries.replies):
+            if number == BURST:
+                # As a worker does while the naks are written.
+                deliveries.settlement.ack(done)
+            yield reply
+
+    assert await deliveries.settlement.nak_in_order(lost())
+    written = deliveries.written()
+    assert written.index((BURST + 11, b"")) < written.index((BURST + 11, b"-NAK"))
+    assert len(await deliveries.fetch(2 * BURST - 1)) == 2 * BURST - 1
+    assert await deliveries.pending() == 2 * BURST - 1
