@@ -27,8 +27,10 @@ class FetchAhead:
         self._capacity = capacity
         self._least = min(capacity, max(1, least))
         self._seconds = ack_wait_seconds / 2
-        self._began: float | None = None
+        self._began = 0.0
         self._settled = 0
+        # Whether nothing was held at the last look; None before the first.
+        self._was_idle: bool | None = None
         self.limit = min(capacity, max(FIRST, self._least))
 
     def observe(self, now: float, settled: int, *, idle: bool) -> None:
@@ -37,13 +39,19 @@ class FetchAhead:
         Args:
             now: any clock, in seconds.
             settled: how many deliveries were settled since the start.
-            idle: whether nothing is held, so that the time says nothing about the handler.
+            idle: whether nothing is held.
         """
-        if self._began is None or idle:
-            self._began, self._settled = (None if idle else now), settled
-            return
         elapsed = now - self._began
         done = settled - self._settled
+        was_idle, self._was_idle = self._was_idle, idle
+        if idle or was_idle is not False:
+            if idle and was_idle and done > 0 and elapsed > 0:
+                # All of it was begun and done in that time, some of which was spent waiting: so it may be
+                # more, and where the bound is what keeps the mailbox empty, it has to be.
+                wanted = math.ceil(done / elapsed * self._seconds)
+                self.limit = max(self.limit, min(self._capacity, 2 * self.limit, wanted))
+            self._began, self._settled = now, settled
+            return
         # Nothing done yet says that the rate is below one in that time.
         if elapsed < WINDOW_SECONDS or (done == 0 and elapsed < self._seconds / 4):
             return

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from support.proxy import Proxy
+from understudy.runtime.jetstream.pinning import KEEP_REQUEST
 
 _WITH_PAYLOAD = (b"PUB", b"HPUB", b"MSG", b"HMSG")
 _IN_PROGRESS = b"+WPI"
@@ -137,6 +138,9 @@ class Account:
     def _published(self, subject: bytes, more: list[bytes], frame: Frame) -> None:
         if subject == self._next:
             request = json.loads(frame.payload)
+            if request.get("expires") == KEEP_REQUEST["expires"]:
+                # Only keeps a pin: it is over when it arrives, and nobody hears its answer.
+                return
             self._replies.add(more[0])
             self.events.append(Demanded(more[0], request.get("batch", 1), request.get("max_bytes")))
         elif not frame.payload.startswith(_IN_PROGRESS):

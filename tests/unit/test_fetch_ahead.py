@@ -49,6 +49,29 @@ def test_idle_time_says_nothing_about_the_rate() -> None:
     assert ahead.limit == 1024
 
 
+def one_at_a_time(ahead: FetchAhead, rate: float, count: int) -> None:
+    """Let a handler settle all that it has before each look."""
+    for number in range(1, count + 1):
+        ahead.observe(100 + number / rate, 1000 + number, idle=True)
+
+
+def test_a_slow_spell_is_over_when_the_handler_is_quick_again() -> None:
+    """Though with so little fetched there is never anything left to be seen."""
+    ahead = FetchAhead(1024, 1, 15)
+    run(ahead, 0, 60)
+    assert ahead.limit < 10
+    one_at_a_time(ahead, 2000, 20)
+    assert ahead.limit == 1024
+
+
+def test_a_slow_handler_that_never_has_anything_left_gets_no_more_than_it_may() -> None:
+    """Half an `ack_wait` of work."""
+    ahead = FetchAhead(1024, 1, 15)
+    run(ahead, 0, 60)
+    one_at_a_time(ahead, 2, 60)
+    assert 10 <= ahead.limit <= 20
+
+
 @given(
     capacity=st.integers(1, 3000),
     least=st.integers(0, 100),
