@@ -4,8 +4,7 @@ Typed events decode straight into their type with msgspec; what has no type goes
 its limits set. Whatever is wrong with a body ends as a DecodeError with a short text.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]
 import msgspec
@@ -16,10 +15,18 @@ MSGPACK = "application/msgpack"
 JSON = "application/json"
 
 Body: TypeAlias = bytes | bytearray | memoryview
-Decoder: TypeAlias = Callable[[Body, str | None], Any]
+
+
+class Decoder(Protocol):
+    """Decodes a body, by its content type if it has one; some look at its subject, too."""
+
+    def __call__(self, data: Body, content_type: str | None, subject: str = "") -> Any:
+        """Return the value; DecodeError if there is none."""
+
 
 _MAX_ERROR_LENGTH = 300
 _JSON_FIRST_BYTES = frozenset(b"{[")
+_ASCII = 0x7F
 
 # One packer for the process: it keeps its buffer, which halves the cost of an event. What it is given was
 # made plain before, so packing runs no foreign code that could enter it twice.
@@ -47,10 +54,12 @@ def decoder(type_: Any) -> Decoder:
     from_json = msgspec.json.Decoder(type_).decode
     name = getattr(type_, "__qualname__", str(type_))
 
-    def decode(data: Body, content_type: str | None) -> Any:
+    def decode(data: Body, content_type: str | None, subject: str = "") -> Any:  # noqa: ARG001
         try:
-            # The common case is settled by one comparison.
-            if content_type == MSGPACK or not _is_json(data, content_type):
+            # The common cases are settled by a comparison: a MessagePack map begins above all of JSON.
+            if content_type == MSGPACK or (content_type is None and data and data[0] > _ASCII):
+                return from_msgpack(data)
+            if not _is_json(data, content_type):
                 return from_msgpack(data)
             return from_json(data)
         # A field type's own checks can raise anything; a body nested too deeply is a RecursionError.
@@ -60,7 +69,7 @@ def decoder(type_: Any) -> Decoder:
     return decode
 
 
-def decode_untyped(data: Body, content_type: str | None) -> Any:
+def decode_untyped(data: Body, content_type: str | None, subject: str = "") -> Any:  # noqa: ARG001
     """The plain value of a body: dict, list, str, bytes, int, float, bool, None, datetime."""
     try:
         if _is_json(data, content_type):

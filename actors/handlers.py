@@ -39,7 +39,7 @@ class HandlerSpec:
     wants_context: bool
     is_async: bool
     batch: Batch | None
-    decode: Callable[[Body, str | None, str], Any]
+    decode: Decoder
 
 
 @overload
@@ -209,9 +209,7 @@ def _name(type_: Any) -> str:
     return getattr(get_origin(type_) or type_, "__qualname__", str(type_))
 
 
-def _read_type(
-    where: str, type_: Any, subject: str | None
-) -> tuple[str, Callable[[Body, str | None, str], Any]]:
+def _read_type(where: str, type_: Any, subject: str | None) -> tuple[str, Decoder]:
     origin = get_origin(type_) or type_
     name = _name(type_)
     spec = event_spec(origin)
@@ -230,7 +228,7 @@ def _read_type(
     if type_ is bytes:
         return subject, _decode_raw
     if type_ in (Any, object):
-        return subject, _without_subject(decode_untyped)
+        return subject, decode_untyped
     try:
         decode = decoder(type_)
     except NameError as error:
@@ -240,19 +238,15 @@ def _read_type(
     # A subject given by hand may be another one than the event's own, and then says nothing about its fields.
     if spec is not None and spec.placeholders and covers(spec.filter, subject):
         return subject, _with_subject(decode)
-    return subject, _without_subject(decode)
+    return subject, decode
 
 
-def _decode_raw(data: Body, content_type: str | None, subject: str) -> bytes:  # noqa: ARG001
+def _decode_raw(data: Body, content_type: str | None, subject: str = "") -> bytes:  # noqa: ARG001
     return bytes(data)
 
 
-def _without_subject(decode: Decoder) -> Callable[[Body, str | None, str], Any]:
-    return lambda data, content_type, subject: decode(data, content_type)  # noqa: ARG005
-
-
-def _with_subject(decode: Decoder) -> Callable[[Body, str | None, str], Any]:
-    def decode_and_check(data: Body, content_type: str | None, subject: str) -> Any:
+def _with_subject(decode: Decoder) -> Decoder:
+    def decode_and_check(data: Body, content_type: str | None, subject: str = "") -> Any:
         event = decode(data, content_type)
         check_subject(event, subject)
         return event

@@ -56,7 +56,8 @@ class Cell:
 
     def __init__(self, start: CellStart, app: App) -> None:
         self._start = start
-        self._ack_prefix = ack_prefix(start.spec.stream, start.spec.durable)
+        self._stream = start.spec.stream
+        self._ack_prefix = ack_prefix(self._stream, start.spec.durable)
         self._ack_prefix_length = len(self._ack_prefix)
         self._child = app.child(start.spec.actor)
         self._options = self._child.spec.options
@@ -367,7 +368,7 @@ class Cell:
             return
         now = self._now
         delivery = HeldDelivery(
-            self._start.spec.stream,
+            self._stream,
             subject.decode(errors="backslashreplace"),
             reply,
             block,
