@@ -153,6 +153,8 @@ class SoleOwner:
 
     async def _missing(self, in_hand: Collection[int]) -> int:
         """Return how many deliveries are pending and not here, but for those that there is no slot for."""
+        # What was handled meanwhile isn't missing.
+        await self._settlement.flush()
         pending = (await self._info())["num_ack_pending"]
         here = len({*in_hand, *(delivery.sequence for delivery in self._mailbox)})
         return min(int(pending), 2 * self._mailbox.bound) - here

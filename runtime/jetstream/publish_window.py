@@ -230,6 +230,7 @@ class PublishWindow:
             ack = read_answer(body)
         except Refused as refused:
             if refused.code == TOO_MANY_REQUESTS:
+                message.no_stream_since = None
                 message.unconfirmed_because = f": {refused}"
                 message.repeat_at = self._loop.time() + BUSY_REPEAT_SECONDS
             else:
