@@ -81,8 +81,9 @@ def test_without_a_name_it_measures_what_is_quick(tmp_path: Path) -> None:
     for scenario in scenarios:
         for contender in scenario["contenders"]:
             assert contender["rate"] > 0
-            assert contender["cpu_microseconds"] > 0
-            assert contender["broker_cpu_microseconds"] > 0
+        # The kernel counts in ticks of 10 ms, and so few messages may need none.
+        for cpu in ("cpu_microseconds", "broker_cpu_microseconds"):
+            assert max(contender[cpu] for contender in scenario["contenders"]) > 0
     drain = scenarios[0]
     assert names_of(drain) == [
         "understudy run",
