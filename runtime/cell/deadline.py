@@ -27,7 +27,6 @@ class Deadline:
         self._task = task
         self._hang_timeout_seconds = hang_timeout_seconds
         self._loop = asyncio.get_running_loop()
-        self._now = self._loop.time
         self._timer: asyncio.TimerHandle | None = None
         self._fires_at = math.inf
         self._at: float | None = None
@@ -46,7 +45,7 @@ class Deadline:
         self.expired = False
         self._cancels = cancels
         self._name = name
-        self._at = at = self._now() + seconds
+        self._at = at = self._loop.time() + seconds
         # A pending timer looks at the deadline when it fires and moves itself; so most handlers set none.
         if at < self._fires_at:
             self._schedule(at)
