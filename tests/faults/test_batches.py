@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from support.lines import read_lines
 from support.nats import NatsServer
 from support.recorder import Noted
 from support.running import Running, running, until
@@ -30,8 +31,7 @@ def note(url: str, numbers: range) -> None:
 
 def begun(run: Running) -> list[list[str]]:
     """The lines of what was begun, split."""
-    path = run.record.with_name(f"{run.record.name}.begun")
-    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return [line.split() for line in read_lines(run.record.with_name(f"{run.record.name}.begun"))]
 
 
 @pytest.mark.parametrize("keyed", ["", "yes"])

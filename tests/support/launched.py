@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx
 import nats
 
+from support.lines import read_lines
 from support.tree import wait_until
 from understudy.runtime.supervision.processes import Process, descendants, is_alive
 from understudy.runtime.supervision.self_check import listening_sockets
@@ -111,8 +112,7 @@ class Launched:
 
     def log(self, event: str | None = None) -> list[dict[str, Any]]:
         """Return the log's entries, or those with this event."""
-        lines = self.log_path.read_text().splitlines()
-        entries = [json.loads(line) for line in lines if line[:1] == "{" and line[-1:] == "}"]
+        entries = [json.loads(line) for line in read_lines(self.log_path) if line[:1] == "{"]
         return [entry for entry in entries if event is None or entry["event"] == event]
 
     def get(self, path: str, **headers: str) -> httpx.Response:
@@ -167,9 +167,7 @@ class Launched:
 
     def handled(self) -> list[tuple[int, int, float]]:
         """Return value, pid and time of everything that was handled so far."""
-        if not self.handled_path.exists():
-            return []
-        lines = (line.split() for line in self.handled_path.read_text().splitlines())
+        lines = (line.split() for line in read_lines(self.handled_path))
         return [(int(value), int(pid), float(at)) for value, pid, at in lines]
 
 

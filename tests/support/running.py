@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from support.lines import complete_lines, read_lines
+
 TIMEOUT_SECONDS = 20.0
 
 
@@ -72,7 +74,7 @@ class Running:
 
     def entries(self) -> list[dict[str, Any]]:
         """What this run has logged so far, parsed; every line has to be JSON."""
-        return [json.loads(line) for line in self.log().splitlines() if line.endswith("}")]
+        return [json.loads(line) for line in complete_lines(self.log())]
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log entries of one event."""
@@ -110,7 +112,7 @@ class Running:
 
     def handled(self) -> list[list[str]]:
         """The record's lines, split."""
-        return [line.split() for line in self.record.read_text().splitlines()] if self.record.exists() else []
+        return [line.split() for line in read_lines(self.record)]
 
     def numbers(self) -> Counter[int]:
         """How often each number was handled."""

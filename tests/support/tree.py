@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
+from support.lines import read_lines
 from understudy.runtime.specs import CellSpec, SupervisorSpec
 from understudy.runtime.supervision.processes import descendants, is_alive, read_process
 from understudy.runtime.supervision.statefile import ChildStatus, SupervisorStatus, read_state
@@ -141,11 +142,11 @@ class Tree:
 
     def starts(self) -> list[str]:
         """Return what the stand-in cells were told: name, generation, pid, crashed, reason."""
-        return (self.directory / "starts").read_text().splitlines()
+        return read_lines(self.directory / "starts")
 
     def log(self, event: str) -> list[dict[str, Any]]:
         """Return the log entries with this event."""
-        entries = [json.loads(line) for line in self.log_path.read_text().splitlines() if line[:1] == "{"]
+        entries = [json.loads(line) for line in read_lines(self.log_path) if line[:1] == "{"]
         return [entry for entry in entries if entry["event"] == event]
 
     def stop(self) -> None:
