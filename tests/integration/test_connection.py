@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.cells import until
-from understudy.actors.errors import BrokerRefused, BrokerUnreachable, ConfigurationError
+from understudy.actors.errors import BrokerError, BrokerRefused, BrokerUnreachable, ConfigurationError
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.broker.binary import find_nats_server
 from understudy.runtime.jetstream import connection
@@ -81,6 +81,16 @@ async def test_a_server_that_says_nothing_is_given_up_after_the_timeout() -> Non
     assert time.monotonic() - began < 3
     assert str(caught.value).startswith(f"no broker answers at nats://127.0.0.1:{port}: ")
     silent.close()
+
+
+async def test_what_a_lost_connection_leaves_unconfirmed_is_our_error(guarded: str) -> None:
+    """Callers know one kind of error for a broker that is away."""
+    spec = ConnectionSpec(servers=(guarded,), user="ali", password=PASSWORD)
+    client = await connection.connect(spec, name="test")
+    await connection.confirm(client)
+    await client.close()
+    with pytest.raises(BrokerError, match="did not confirm what was written"):
+        await connection.confirm(client)
 
 
 async def test_a_missing_file_is_named_before_anything_is_tried() -> None:

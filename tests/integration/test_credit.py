@@ -27,6 +27,7 @@ from understudy.runtime.app import App
 from understudy.runtime.cell import fetch_ahead
 from understudy.runtime.jetstream import settlement
 from understudy.runtime.jetstream.api import consumer_info
+from understudy.runtime.jetstream.pinning import pinned_id, unpin
 from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.stream import Stream
 
@@ -291,6 +292,36 @@ async def test_acks_wait_for_no_others_when_nothing_else_can_come(
         await until(lambda: len(taken.handled) == 20, 10)
         await cell.stop()
         assert await ack_pending(made, "CREDIT") == 0
+
+
+async def test_an_owner_that_was_unpinned_asks_within_the_bytes_it_has_left(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """It is a candidate again, which asks for one, and holds what it had as the owner."""
+    taken = Taken("CREDIT")
+    taken.deed = taken.wait
+    app = taken.app(mailbox=Mailbox(max_bytes=1000), ordered=True)
+    async with bench(nats_server.url, tmp_path) as made, tap(nats_server.url, "CREDIT", DURABLE) as way:
+        cell = await tapped_cell(made, way, app)
+        await place(made, taken.subject, range(1), [600])
+        await until(lambda: cell.status.held == 1)
+        info = await consumer_info(made.client, "CREDIT", DURABLE)
+        assert info is not None
+        assert await unpin(made.client, "CREDIT", DURABLE, pinned_id(info))
+        await until(
+            lambda: any(
+                isinstance(event, Demanded) and (event.batch, event.max_bytes) == (1, 400)
+                for event in way.account.events
+            )
+        )
+        ended = way.account.count(Ended)
+        await place(made, taken.subject, range(1, 3), [600])
+        # They are too large for what is left, which the request learns.
+        await until(lambda: way.account.count(Ended) > ended)
+        taken.release(3)
+        await made.settled(app)
+    assert way.account.excesses(1024, 1000) == []
+    assert taken.handled == Counter(range(3))
 
 
 def test_the_account_sees_an_excess() -> None:

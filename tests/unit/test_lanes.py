@@ -177,8 +177,10 @@ async def test_one_key_goes_one_at_a_time_in_stream_order() -> None:
 
 
 async def test_no_more_run_at_once_than_the_concurrency_says() -> None:
-    """A free lane takes the next delivery at once."""
+    """A free lane takes the next delivery at once, and all wake for what comes at once."""
     handling = Handling(lambda _: None, concurrency=3)
+    # They sleep when it comes.
+    await handling.turn()
     handling.add(*(delivery(number) for number in range(1, 6)))
     await handling.turn()
     assert handling.started == [1, 2, 3]
