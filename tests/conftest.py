@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from support.nats import NatsServer
+
+# A shell without job control has what it runs in the background ignore SIGINT, and so would our children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
