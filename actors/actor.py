@@ -46,14 +46,17 @@ class Actor:
 
     `key` (an attribute's name or a callable: one event at a time per key, in stream order), `mailbox`,
     `concurrency` (1; 16 with `key`: handlers of one instance that may run at once and then share `self`),
-    `ordered` (False: one event at a time in stream order), `state` (its class; for now it only makes one
-    cell the sole owner of the durable, as `key` and `ordered` do), `replicas` (1: cells of this actor; they
-    share its events, but of a sole owner's all but one are hot standbys), `retry`,
-    `handler_timeout_seconds` (30), `hang_timeout_seconds` (8, below two thirds of `ack_wait_seconds`),
-    `start_timeout_seconds` (30), `ack_wait_seconds` (15), `on_failure` ("redeliver"; "block" with `key` or
-    `ordered`), `double_ack` (False; True: a delivery is done when the server has confirmed its ack, which
-    JetStream calls AckSync), `breakers`, `durable`, `stream`, and `start` ("all"; "new" skips what is older
-    than the durable).
+    `ordered` (False: one event at a time in stream order), `state` (its class; for now it only makes one cell
+    the sole owner of the durable, as `key` and `ordered` do), `replicas` (1: cells of this actor; they share
+    its events, but of a sole owner's all but one are hot standbys), `retry`, `restart` ("permanent";
+    "transient" is not started again once it has called `ctx.stop()`, "temporary" never), `restart_on`
+    (exception types that mean the actor itself is broken: the attempt fails as any other, and then the cell
+    is restarted, which counts; none), `max_consecutive_failures` (None; so many failed handler runs in a row
+    do the same), `handler_timeout_seconds` (30), `hang_timeout_seconds` (8, below two thirds of
+    `ack_wait_seconds`), `start_timeout_seconds` (30), `ack_wait_seconds` (15), `on_failure` ("redeliver";
+    "block" with `key` or `ordered`), `double_ack` (False; True: a delivery is done when the server has
+    confirmed its ack, which JetStream calls AckSync), `breakers`, `durable`, `stream`, and `start` ("all";
+    "new" skips what is older than the durable).
     """
 
     __understudy__: ClassVar[ActorSpec]

@@ -76,6 +76,17 @@ class Context(ABC):
         neither the actor nor the app declares is an error that lists those that are.
         """
 
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends this cell for good: it drains when the handler has returned, and isn't started again.
+
+        The current delivery is settled as usual, whatever the handler then does. What the cell holds may
+        still be handled for a moment; the rest is given back, and waits in the stream until the app is
+        started anew or another replica takes it. May be called more than once, and from a handler's thread.
+
+        Raises DeclarationError in an actor that is `permanent`, since its supervisor would start it again.
+        """
+
 
 class BatchContext(ABC):
     """The optional second parameter of a batch handler, valid until the handler has returned.
@@ -124,6 +135,10 @@ class BatchContext(ABC):
     @abstractmethod
     def breaker(self, name: str) -> AbstractAsyncContextManager[None]:
         """Guards a block, as `Context.breaker` does; a CircuitOpen that passes holds the whole batch."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends this cell for good, as `Context.stop` does."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

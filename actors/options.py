@@ -2,11 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from understudy.actors.errors import DeclarationError, DecodeError
 from understudy.actors.names import check_choice, check_integer, check_name, check_seconds, nearest
+from understudy.actors.outcomes import Reject, Retry
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
+
+RestartType: TypeAlias = Literal["permanent", "transient", "temporary"]
+RESTART_TYPES: tuple[RestartType, ...] = get_args(RestartType)
 
 # With a key, handlers of different keys run at once; without one an instance handles one event at a time.
 _KEYED_CONCURRENCY = 16
@@ -22,6 +26,9 @@ class OptionKeywords(TypedDict, total=False):
     state: type | None
     replicas: int
     retry: RetryPolicy
+    restart: RestartType
+    restart_on: Sequence[type[Exception]]
+    max_consecutive_failures: int | None
     handler_timeout_seconds: float
     hang_timeout_seconds: float
     start_timeout_seconds: float
@@ -49,6 +56,9 @@ class ActorOptions:
     state: type | None = None
     replicas: int = 1
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
+    restart: RestartType = "permanent"
+    restart_on: tuple[type[Exception], ...] = ()
+    max_consecutive_failures: int | None = None
     handler_timeout_seconds: float = 30.0
     hang_timeout_seconds: float = 8.0
     start_timeout_seconds: float = 30.0
@@ -114,11 +124,25 @@ def make_options(given: Mapping[str, object], where: str) -> ActorOptions:
     if not isinstance(breakers, Sequence) or not all(isinstance(one, CircuitBreaker) for one in breakers):
         raise DeclarationError(f"{where}: breakers is {breakers!r}; give a list of CircuitBreaker")
     values["breakers"] = tuple(breakers)
+    values["restart_on"] = _read_restart_on(values.get("restart_on", ()), where)
     # What the checks below make sure of, mypy can't see.
     options = ActorOptions(**values, where=where, given=dict(given))  # type: ignore[arg-type]
     _check_values(options, where)
     _check_together(options, where)
     return options
+
+
+def _read_restart_on(given: object, where: str) -> tuple[type[Exception], ...]:
+    types = given if isinstance(given, list | tuple) else None
+    if types is None or not all(isinstance(one, type) and issubclass(one, Exception) for one in types):
+        raise DeclarationError(f"{where}: restart_on is {given!r}; give a list of exception classes")
+    for one in types:
+        # What a handler raises to settle a delivery says nothing about the actor.
+        if issubclass(one, Retry | Reject):
+            raise DeclarationError(
+                f"{where}: restart_on names {one.__qualname__}, which handlers raise on purpose; remove it"
+            )
+    return tuple(types)
 
 
 def _check_values(options: ActorOptions, where: str) -> None:
@@ -138,6 +162,9 @@ def _check_values(options: ActorOptions, where: str) -> None:
         check_seconds(getattr(options, f"{name}_seconds"), f"{where}: {name}_seconds")
     check_choice(options.on_failure, f"{where}: on_failure", ("redeliver", "block"))
     check_choice(options.start, f"{where}: start", ("all", "new"))
+    check_choice(options.restart, f"{where}: restart", RESTART_TYPES)
+    if options.max_consecutive_failures is not None:
+        check_integer(options.max_consecutive_failures, f"{where}: max_consecutive_failures", minimum=1)
     for name in ("durable", "stream"):
         value = getattr(options, name)
         if value is not None:

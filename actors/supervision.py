@@ -2,12 +2,15 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, Unpack
+from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 from understudy.actors.actor import Actor, ActorSpec, check_handlers
 from understudy.actors.errors import DeclarationError
-from understudy.actors.names import check_integer, check_name, check_seconds, nearest
-from understudy.actors.options import OptionKeywords, make_options
+from understudy.actors.names import check_choice, check_integer, check_name, check_seconds, nearest
+from understudy.actors.options import RESTART_TYPES, OptionKeywords, RestartType, make_options
+
+Strategy: TypeAlias = Literal["one_for_one", "one_for_all", "rest_for_one"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
@@ -58,14 +61,20 @@ ChildLike: TypeAlias = "type[Actor] | Child | Supervisor"
 class Supervisor:
     """A node of the tree: it restarts its children, and gives up when that happens too often.
 
+    `strategy` says who is restarted with a child that has ended: nobody (`one_for_one`), all its siblings
+    (`one_for_all`), or those after it (`rest_for_one`). Siblings are drained first, in reverse start order,
+    then all start in order; it counts as one restart.
+
     More than `max_restarts` restarts of its children together within `max_seconds` stop its whole subtree,
-    and its own supervisor restarts that.
+    and its own supervisor restarts that. `restart` is `permanent`; a `transient` one is restarted if it
+    crashed but not if it gave up, which OTP counts as a normal end, a `temporary` one never.
     """
 
-    __slots__ = ("children", "max_restarts", "max_seconds", "name", "strategy")
+    __slots__ = ("children", "max_restarts", "max_seconds", "name", "restart", "strategy")
 
     name: str
-    strategy: Literal["one_for_one"]
+    strategy: Strategy
+    restart: RestartType
     max_restarts: int
     max_seconds: float
     children: tuple["Child | Supervisor", ...]
@@ -75,14 +84,17 @@ class Supervisor:
         name: str,
         *,
         children: Sequence[ChildLike],
-        strategy: Literal["one_for_one"] = "one_for_one",
+        strategy: Strategy = "one_for_one",
+        restart: RestartType = "permanent",
         max_restarts: int = 3,
         max_seconds: float = 5.0,
     ) -> None:
         where = f"supervisor {name!r}"
         self.name = check_name(name, "Supervisor")
-        _check_strategy(strategy, where)
+        check_choice(strategy, f"{where}: strategy", STRATEGIES)
         self.strategy = strategy
+        check_choice(restart, f"{where}: restart", RESTART_TYPES)
+        self.restart = restart
         self.max_restarts = check_integer(max_restarts, f"{where}: max_restarts", minimum=0)
         self.max_seconds = check_seconds(max_seconds, f"{where}: max_seconds")
         self.children = _read_children(children, where)
@@ -95,14 +107,6 @@ def _read_children(children: object, where: str) -> tuple[Child | Supervisor, ..
     if not isinstance(children, list | tuple) or not children:
         raise DeclarationError(f"{where}: children is {children!r}; give a list of at least one actor class")
     return tuple(_read_child(child, where) for child in children)
-
-
-def _check_strategy(strategy: object, where: str) -> None:
-    if strategy in ("one_for_all", "rest_for_one"):
-        raise DeclarationError(f"{where}: strategy {strategy!r} comes in a later version; use 'one_for_one'")
-    if strategy != "one_for_one":
-        hint = nearest(str(strategy), ("one_for_one",))
-        raise DeclarationError(f"{where}: strategy {strategy!r} is not known{hint}")
 
 
 def _read_child(child: object, where: str) -> Child | Supervisor:

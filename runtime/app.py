@@ -6,14 +6,14 @@ import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 from understudy.actors.actor import Actor, ActorSpec
 from understudy.actors.errors import DeclarationError
 from understudy.actors.names import check_integer, check_name, nearest
 from understudy.actors.policies import CircuitBreaker
 from understudy.actors.subjects import overlap
-from understudy.actors.supervision import Child, ChildLike, Supervisor
+from understudy.actors.supervision import Child, ChildLike, Strategy, Supervisor
 from understudy.runtime.specs import AppSpec, CellSpec, ConsumerSpec, StreamSpec, SupervisorSpec
 from understudy.runtime.stream import Stream, holds
 
@@ -55,7 +55,7 @@ class App:
         streams: Sequence[Stream],
         children: Sequence[ChildLike],
         breakers: Sequence[CircuitBreaker] = (),
-        strategy: Literal["one_for_one"] = "one_for_one",
+        strategy: Strategy = "one_for_one",
         max_restarts: int = 3,
         max_seconds: float = 5.0,
         revision: int = 0,
@@ -131,6 +131,7 @@ class App:
             max_restarts=supervisor.max_restarts,
             max_seconds=supervisor.max_seconds,
             children=tuple(children),
+            restart=supervisor.restart,
         )
 
     def _cells(self, child: Child) -> Iterator[CellSpec]:
@@ -144,6 +145,8 @@ class App:
                 start_timeout_seconds=options.start_timeout_seconds,
                 hang_timeout_seconds=options.hang_timeout_seconds,
                 ack_wait_seconds=options.ack_wait_seconds,
+                max_crashes=options.retry.max_crashes,
+                restart=options.restart,
             )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from understudy.actors.options import RestartType
+from understudy.actors.supervision import Strategy
+
 
 class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A stream; what is None is left to the server at creation and not compared afterwards.
@@ -41,7 +44,7 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CellSpec(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):
-    """One cell of an actor, and how long its supervisor waits for it."""
+    """One cell of an actor, and how its supervisor waits for it and restarts it."""
 
     actor: str
     index: int
@@ -50,6 +53,8 @@ class CellSpec(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):
     start_timeout_seconds: float
     hang_timeout_seconds: float
     ack_wait_seconds: float
+    max_crashes: int = 3
+    restart: RestartType = "permanent"
 
     @property
     def name(self) -> str:
@@ -61,10 +66,11 @@ class SupervisorSpec(msgspec.Struct, frozen=True, kw_only=True, tag="supervisor"
     """A supervisor and what it supervises, in start order."""
 
     name: str
-    strategy: str
+    strategy: Strategy
     max_restarts: int
     max_seconds: float
     children: tuple[CellSpec | SupervisorSpec, ...]
+    restart: RestartType = "permanent"
 
 
 class AppSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ class BatchPipeline:
         settled: called when the mailbox has room again.
         decode: decodes a delivery, or notes that it can't be.
         readable: called when a batch could be read.
+        stop: has the cell stop itself.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class BatchPipeline:
         settled: Callable[[], None],
         decode: Callable[[HeldDelivery, HandlerSpec], None],
         readable: Callable[[], None],
+        stop: Callable[[], None],
     ) -> None:
+        self._stop = stop
         self._calls = calls
         self._failures = failures
         self._outputs = outputs
@@ -102,7 +105,7 @@ class BatchPipeline:
         outputs = self._outputs(members)
         context = None
         if handler.wants_context:
-            context = CellBatchContext(members, self._breakers, self._log, outputs.send)
+            context = CellBatchContext(members, self._breakers, self._log, outputs.send, self._stop)
         handling = self._ledger.handling
         for member in members:
             handling(member.slot)
@@ -162,6 +165,7 @@ class BatchPipeline:
         outcomes: list[Outcome | Back | None] = [None] * len(members)
         failures = dict.fromkeys(range(len(members)), error)
         await self._fail(batch, outcomes, failures, failed_trial, raised=True)
+        await self._failures.judge([error], failed_trial)
         return _of_all(outcomes)
 
     async def _returned(
@@ -192,9 +196,14 @@ class BatchPipeline:
             await self._fail(batch, outcomes, dict.fromkeys(staying, of_all), None, raised=True)
         elif problems:
             await self._fail(batch, outcomes, problems, None)
-        await self._ack(
-            [member for member, outcome in zip(batch.members, outcomes, strict=True) if outcome is None]
-        )
+        handled = [member for member, outcome in zip(batch.members, outcomes, strict=True) if outcome is None]
+        await self._ack(handled)
+        errors = [*([] if context is None else context.failures.values()), *problems.values()]
+        if of_all is not None:
+            errors.append(of_all)
+        if errors:
+            failed_trial = None if context is None else context.failed_trial
+            await self._failures.judge(errors, failed_trial, partly=bool(handled))
         return _of_all(outcomes)
 
     async def _ack(self, members: Sequence[HeldDelivery]) -> None:

@@ -13,11 +13,12 @@ import msgspec
 import structlog
 
 from understudy.actors.context import StartContext
-from understudy.actors.errors import BrokerError
+from understudy.actors.errors import BrokerError, DeclarationError
 from understudy.runtime.app import App
 from understudy.runtime.breakers import Breakers
 from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
 from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.failures import ActorFailed, error_text
 from understudy.runtime.cell.fetch_ahead import FetchAhead
 from understudy.runtime.cell.lanes import Lanes, Mode
 from understudy.runtime.cell.mailbox import Mailbox
@@ -81,6 +82,9 @@ class Cell:
             self._child.breakers, opened=lambda _name: self._status.count("breaker_openings")
         )
         self._stop = asyncio.Event()
+        # Whether its actor has asked for that.
+        self.stopped_itself = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: asyncio.Future[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self._draining = False
@@ -129,7 +133,8 @@ class Cell:
         Raises:
             Exception: whatever made the cell fail; what it held is in its cell file.
         """
-        self._failure = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._failure = self._loop.create_future()
         self._background = [
             asyncio.create_task(self._beat(), name="understudy-heartbeat"),
             asyncio.create_task(self._extend(), name="understudy-extend"),
@@ -145,7 +150,10 @@ class Cell:
                 feeding = asyncio.create_task(self._feed(taken_over), name="understudy-feed")
                 await self._until_stop([*self._background, feeding, *self._lanes.workers])
                 feeding.cancel()
-                problem = await self._drain(actor)
+                # Of a stop that its supervisor has asked for, that keeps the time.
+                timeout_seconds = self._start.run.shutdown_timeout_seconds if self.stopped_itself else None
+                async with asyncio.timeout(timeout_seconds):
+                    problem = await self._drain(actor)
             else:
                 # A hook that never ends must not hold up the stop; its cell has taken nothing yet.
                 preparing.cancel()
@@ -153,7 +161,7 @@ class Cell:
             self._status.state(CellState.STOPPED)
             return problem
         except BaseException as error:
-            self._status.state(CellState.FAILED, f"{type(error).__name__}: {error}")
+            self._status.state(CellState.FAILED, failure_text(error))
             raise
         finally:
             for task in self._background:
@@ -168,6 +176,33 @@ class Cell:
     def stop(self) -> None:
         """Begin to drain; may be called more than once, and before the cell is ready."""
         self._stop.set()
+
+    def beat_control(self) -> None:
+        """Say that the main thread runs, which calls this."""
+        self._status.beat_control()
+
+    def _stop_itself(self) -> None:
+        """Drain for good, as the actor asks; may be called from a handler's thread.
+
+        Raises:
+            DeclarationError: its supervisor would start it again.
+        """
+        if self._options.restart == "permanent":
+            raise DeclarationError(
+                f"actor {self._start.spec.actor!r} is permanent, and would be started again; to let it stop "
+                f"itself declare it with restart='transient' (or 'temporary')"
+            )
+        self.stopped_itself = True
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _actor_failed(self, error: ActorFailed) -> None:
+        """End with this failure, as soon as what was settled before it is with the server."""
+        assert self._client is not None
+        with contextlib.suppress(BrokerError):
+            await self._settlement.flush()
+            await connection.confirm(self._client)
+        self._fail(error)
 
     async def _prepare(self) -> tuple[Any, TakenOver]:
         """Connect, take over, and start the actor."""
@@ -242,6 +277,8 @@ class Cell:
             breakers=self._breakers,
             settled=self._burst_ended,
             undecodable=self._halt,
+            actor_failed=self._actor_failed,
+            stop=self._stop_itself,
         )
         self._lanes = Lanes(
             concurrency=self._options.concurrency,
@@ -543,9 +580,14 @@ class Cell:
         info = await api.consumer_info(self._client, self._start.spec.stream, self._start.spec.durable)
         return 0 if info is None or info.get("paused") else int(info["num_pending"])
 
-    def _fail(self, error: BrokerError) -> None:
+    def _fail(self, error: BrokerError | ActorFailed) -> None:
         if self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
+
+
+def failure_text(error: BaseException) -> str:
+    """Return why a cell has failed, in words."""
+    return str(error) if isinstance(error, ActorFailed) else error_text(error)
 
 
 async def _call(call: Callable[[], Awaitable[None] | None], hook: Callable[..., Any]) -> None:

@@ -33,11 +33,15 @@ class CellContext(Context):
         breakers: the cell's.
         log: a logger that knows the cell.
         send: publishes an event at once, under the next id of its type.
+        stop: has the cell stop itself.
     """
 
-    __slots__ = ("_breakers", "_delivery", "_log", "_send", "collected", "failed_trial")
+    __slots__ = ("_breakers", "_delivery", "_log", "_send", "_stop", "collected", "failed_trial")
 
-    def __init__(self, delivery: Delivery, breakers: Breakers, log: Any, send: Send) -> None:
+    def __init__(
+        self, delivery: Delivery, breakers: Breakers, log: Any, send: Send, stop: Callable[[], None]
+    ) -> None:
+        self._stop = stop
         self._delivery = delivery
         self._breakers = breakers
         self._log = log
@@ -66,6 +70,10 @@ class CellContext(Context):
         """Guard a downstream call."""
         return self._breakers.get(name).guard(self)
 
+    def stop(self) -> None:
+        """End this cell for good."""
+        self._stop()
+
 
 class CellBatchContext(BatchContext):
     """The context of one run of a batch handler.
@@ -76,6 +84,7 @@ class CellBatchContext(BatchContext):
         log: a logger that knows the cell.
         send: publishes an event at once, under the next id of its type: for one delivery by its index, or
             for all of them.
+        stop: has the cell stop itself.
 
     Attributes:
         failures: by index.
@@ -83,9 +92,20 @@ class CellBatchContext(BatchContext):
         failed_trial: the breaker's word if a call was its trial and failed.
     """
 
-    __slots__ = ("_breakers", "_deliveries", "_log", "_send", "collected", "failed_trial", "failures")
+    __slots__ = (
+        *("_breakers", "_deliveries", "_log", "_send", "_stop"),
+        *("collected", "failed_trial", "failures"),
+    )
 
-    def __init__(self, deliveries: Sequence[Delivery], breakers: Breakers, log: Any, send: SendOf) -> None:
+    def __init__(
+        self,
+        deliveries: Sequence[Delivery],
+        breakers: Breakers,
+        log: Any,
+        send: SendOf,
+        stop: Callable[[], None],
+    ) -> None:
+        self._stop = stop
         self._deliveries = tuple(deliveries)
         self._breakers = breakers
         self._log = log
@@ -128,6 +148,10 @@ class CellBatchContext(BatchContext):
     def breaker(self, name: str) -> AbstractAsyncContextManager[None]:
         """Guard a downstream call."""
         return self._breakers.get(name).guard(self)
+
+    def stop(self) -> None:
+        """End this cell for good."""
+        self._stop()
 
     def _check(self, index: int) -> int:
         index = operator.index(index)

@@ -6,7 +6,7 @@ What happens when is the table of DESIGN.md §4.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -42,8 +42,12 @@ class Broker(Protocol):
         """Whether the connection stands."""
 
 
+class ActorFailed(Exception):
+    """The actor itself has failed, as its options tell; its text says why."""
+
+
 class Failures:
-    """Counts failed attempts and settles what has failed.
+    """Counts failed attempts, settles what has failed, and sees when the actor itself has.
 
     Args:
         spec: the actor's declaration, options overridden.
@@ -51,6 +55,8 @@ class Failures:
         broker, window, settlement, attempts: the data path.
         mailbox, status: what the cell holds and says.
         settled: called when the mailbox has room again.
+        handled: returns how many deliveries were handled so far.
+        actor_failed: called when the actor itself has failed.
     """
 
     def __init__(
@@ -65,7 +71,14 @@ class Failures:
         mailbox: Mailbox,
         status: Status,
         settled: Callable[[], None],
+        handled: Callable[[], int],
+        actor_failed: Callable[[ActorFailed], Awaitable[None]],
     ) -> None:
+        self._restart_on = spec.options.restart_on
+        self._max_in_a_row = spec.options.max_consecutive_failures
+        self._handled = handled
+        self._actor_failed = actor_failed
+        self._in_a_row = self._handled_before = 0
         self._policy = spec.options.retry
         self._blocks = spec.options.on_failure == "block"
         self._identity = identity
@@ -167,6 +180,41 @@ class Failures:
         """Count the failure of a delivery that stays behind an earlier one of its key."""
         if not isinstance(error, Reject):
             await self._record(delivery.sequence, self._count(delivery, error))
+
+    async def judge(
+        self, errors: Iterable[BaseException], failed_trial: CircuitOpen | None, *, partly: bool = False
+    ) -> None:
+        """See whether a handler run that has failed means that the actor itself has.
+
+        Called once a run, when what it failed is settled or stays.
+
+        Args:
+            errors: what it raised, or what it said of the members of its batch.
+            failed_trial: as in `failed`.
+            partly: whether others of its batch were handled, so that it isn't one of a row of failed runs.
+        """
+        own = [
+            error
+            for error in errors
+            if not isinstance(error, Retry | Reject)
+            and held_by(error, failed_trial) is None
+            and not self.is_postponed(error)
+        ]
+        if not own:
+            return
+        meant = next((error for error in own if isinstance(error, self._restart_on)), None)
+        handled = self._handled()
+        if partly or handled != self._handled_before:
+            self._in_a_row = 0
+        self._handled_before = handled
+        self._in_a_row += not partly
+        if meant is not None:
+            reason = error_text(meant)
+        elif self._max_in_a_row is not None and self._in_a_row >= self._max_in_a_row:
+            reason = f"{self._in_a_row} handler runs in a row failed, the last with {error_text(own[-1])}"
+        else:
+            return
+        await self._actor_failed(ActorFailed(reason))
 
     def is_postponed(self, error: BaseException) -> bool:
         """Return whether an error only says that the broker is away."""

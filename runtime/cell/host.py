@@ -14,16 +14,18 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing import util
 from typing import Any, cast
 
 import structlog
 import uvloop
-from thespian.actors import ActorExitRequest
+from thespian.actors import ActorExitRequest, WakeupMessage
 
 from understudy.runtime.app import App
-from understudy.runtime.cell.cell import Cell
+from understudy.runtime.cell.cell import Cell, failure_text
 from understudy.runtime.cell.control_actor import ControlActor
+from understudy.runtime.cell.failures import ActorFailed
 from understudy.runtime.cell.messages import Failed, Quiesce, Ready, Stop, Stopped
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.target import load_app
@@ -31,6 +33,7 @@ from understudy.runtime.telemetry.logs import LogFormat, configure_logging
 
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
+CONTROL_HEARTBEAT_SECONDS = 1.0
 # New containers less freed ones; the default is 700.
 GC_THRESHOLD = 10_000
 
@@ -57,6 +60,8 @@ class CellHost(ControlActor):
             case Stop():
                 self._stop_asked = True
                 self._in_cell(Cell.stop)
+            case WakeupMessage():
+                self._beat()
             case _:
                 pass
 
@@ -74,16 +79,21 @@ class CellHost(ControlActor):
             _log.exception("cell failed", reason="its module could not be imported")
             self._leave(self._failed(error))
             return
+        self._beat()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._wake, self._flush)
         threading.Thread(target=self._run, args=(app,), name="cell", daemon=True).start()
 
+    def _beat(self) -> None:
+        """Say, now and again, that this thread hears the supervisor; the data thread has a heartbeat too."""
+        if self._cell is not None:
+            self._cell.beat_control()
+        interval = min(CONTROL_HEARTBEAT_SECONDS, self._start.spec.hang_timeout_seconds / 4)
+        self.wakeupAfter(timedelta(seconds=interval))
+
     def _failed(self, error: BaseException) -> Failed:
-        text = str(error) or "no message"
         return Failed(
-            name=self._start.spec.name,
-            generation=self._start.generation,
-            reason=f"{type(error).__name__}: {text}",
+            name=self._start.spec.name, generation=self._start.generation, reason=failure_text(error)
         )
 
     # In the second thread
@@ -93,8 +103,12 @@ class CellHost(ControlActor):
             # Never closed: that would wait for every task, the user's too, before the last word is said.
             runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
             problem = runner.run(self._run_cell(app))
-            if not self._stop_asked:
+            assert self._cell is not None
+            if not (self._stop_asked or self._cell.stopped_itself):
                 raise RuntimeError("the cell ended without having been asked to")
+        except ActorFailed as error:
+            _log.error("actor failed", reason=str(error))
+            self._post(self._failed(error))
         except BaseException as error:  # noqa: BLE001 - whatever ends the cell must reach its supervisor
             _log.exception("cell failed")
             self._post(self._failed(error))

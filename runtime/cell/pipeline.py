@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -17,7 +17,7 @@ from understudy.runtime.cell.cellfile import Identity
 from understudy.runtime.cell.context import CellContext
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
-from understudy.runtime.cell.failures import Broker, Failures, error_text
+from understudy.runtime.cell.failures import ActorFailed, Broker, Failures, error_text
 from understudy.runtime.cell.lanes import ONE_ORDER
 from understudy.runtime.cell.ledger import Ledger
 from understudy.runtime.cell.mailbox import Mailbox
@@ -46,6 +46,8 @@ class Pipeline:
         breakers: the cell's.
         settled: called when the mailbox has room again.
         undecodable: called when too many deliveries in a row could not be read.
+        actor_failed: called when the actor itself has failed.
+        stop: has the cell stop itself.
 
     Attributes:
         batches: handles what goes in batches; None if no handler takes any.
@@ -67,7 +69,10 @@ class Pipeline:
         breakers: Breakers,
         settled: Callable[[], None],
         undecodable: Callable[[str], None],
+        actor_failed: Callable[[ActorFailed], Awaitable[None]],
+        stop: Callable[[], None],
     ) -> None:
+        self._stop = stop
         self._spec = spec
         self._identity = identity
         self._broker = broker
@@ -99,6 +104,8 @@ class Pipeline:
             mailbox=mailbox,
             status=status,
             settled=settled,
+            handled=lambda: status.counted("handled") + self._handled,
+            actor_failed=actor_failed,
         )
         self._log = structlog.get_logger("understudy.actor")
         self._warned_subjects: set[str] = set()
@@ -117,6 +124,7 @@ class Pipeline:
                 settled=settled,
                 decode=self._decode,
                 readable=self._readable,
+                stop=stop,
             )
 
     def prepare(self, delivery: HeldDelivery) -> None:
@@ -164,7 +172,7 @@ class Pipeline:
         outputs = context = None
         if handler.wants_context:
             outputs = self._outputs(delivery)
-            context = CellContext(delivery, self._breakers, self._log, outputs.send)
+            context = CellContext(delivery, self._breakers, self._log, outputs.send, self._stop)
         self._ledger.handling(delivery.slot)
         try:
             result = await self._run(handler, delivery.event, context, deadline)
@@ -178,7 +186,9 @@ class Pipeline:
         except BaseException as failure:  # noqa: BLE001
             self._ledger.held(delivery.slot)
             failed_trial = None if context is None else context.failed_trial
-            return await self._failures.failed(delivery, handler, failure, failed_trial)
+            outcome = await self._failures.failed(delivery, handler, failure, failed_trial)
+            await self._failures.judge([failure], failed_trial)
+            return outcome
         finally:
             if outputs is not None and outputs.sent:
                 self._status.count("published", outputs.sent)

@@ -42,6 +42,7 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
             cell is active).
         reason: why it is in that state, where there is a reason to give.
         heartbeat: when the data thread last ran, in seconds of CLOCK_BOOTTIME.
+        control_heartbeat: when the main thread, which hears the supervisor, last ran.
         connected: whether the broker connection stands.
         held, capacity: deliveries in the mailbox and its bound.
         counters: totals of this generation.
@@ -51,6 +52,7 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     reason: str
     heartbeat: float
+    control_heartbeat: float
     connected: bool
     held: int
     capacity: int
@@ -72,6 +74,8 @@ COUNTERS = (
 )
 # The heartbeat is the first word; gauges and counters follow in order. New ones are only ever appended.
 _INDEX = {name: index for index, name in enumerate((*_GAUGES, *COUNTERS), start=1)}
+# In the last word of the page, whatever else is appended.
+_CONTROL_HEARTBEAT_OFFSET = _REASON_OFFSET - 8
 _STATE_NAMES = {int(state): state.name.lower() for state in CellState}
 
 
@@ -83,18 +87,31 @@ def boottime() -> float:
 class Status:
     """The writable status area: plain memory stores, no system call.
 
-    Counters are written by the cell's data thread alone.
+    All but the control heartbeat is written by the cell's data thread alone.
     """
 
     def __init__(self, buffer: mmap.mmap) -> None:
         words = memoryview(buffer)[STATUS_OFFSET:_REASON_OFFSET]
         self._words = words.cast("Q")
         self._heartbeat = words[:8].cast("d")
+        self._control_heartbeat = words[-8:].cast("d")
         self._buffer = buffer
 
     def beat(self) -> None:
         """Say that the data thread runs."""
         self._heartbeat[0] = boottime()
+
+    def beat_control(self) -> None:
+        """Say that the main thread runs."""
+        self._control_heartbeat[0] = boottime()
+
+    def counted(self, counter: str) -> int:
+        """Return how much a counter has come to.
+
+        Args:
+            counter: one of `COUNTERS`.
+        """
+        return self._words[_INDEX[counter]]
 
     def count(self, counter: str, by: int = 1) -> None:
         """Add to a counter.
@@ -153,6 +170,7 @@ def read_status(path: Path) -> CellStatus | None:
         state=_STATE_NAMES.get(words[_INDEX["state"]], "starting"),
         reason=reason,
         heartbeat=read_heartbeat(data),
+        control_heartbeat=struct.unpack_from("<d", data, _CONTROL_HEARTBEAT_OFFSET)[0],
         connected=bool(words[_INDEX["connected"]]),
         held=words[_INDEX["held"]],
         capacity=words[_INDEX["capacity"]],

@@ -12,10 +12,13 @@ class Backoff:
     """Exponential delays with full jitter for one child.
 
     A child that was up for ten seconds begins again at the first delay.
+
+    Attributes:
+        failures: how often it has ended in a row without such a time between.
     """
 
     def __init__(self) -> None:
-        self._failures = 0
+        self.failures = 0
 
     def next_delay(self, *, seconds_up: float, cap_seconds: float, random: float) -> float:
         """Return the delay before the next start, in seconds.
@@ -26,8 +29,8 @@ class Backoff:
             random: a number in [0, 1), which spreads children that failed together.
         """
         if seconds_up >= HEALTHY_SECONDS:
-            self._failures = 0
+            self.failures = 0
         # The exponent is bounded so that a child failing for days doesn't overflow the power.
-        ceiling = min(cap_seconds, FIRST_DELAY_SECONDS * 2.0 ** min(self._failures, 32))
-        self._failures += 1
+        ceiling = min(cap_seconds, FIRST_DELAY_SECONDS * 2.0 ** min(self.failures, 32))
+        self.failures += 1
         return ceiling * random

@@ -7,29 +7,51 @@ import os
 import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile
 from understudy.runtime.cell.ledger import SlotState
 from understudy.runtime.cell.start import CellStart, RunSpec
-from understudy.runtime.cell.status import read_status
+from understudy.runtime.cell.status import boottime, read_status
 from understudy.runtime.specs import CellSpec, SupervisorSpec
-from understudy.runtime.supervision.backoff import Backoff
+from understudy.runtime.supervision.backoff import HEALTHY_SECONDS, Backoff
 from understudy.runtime.supervision.messages import StartSupervisor
 from understudy.runtime.supervision.processes import is_alive, kill, kill_group, read_process
-from understudy.runtime.supervision.statefile import ChildState, ChildStatus, read_state
+from understudy.runtime.supervision.statefile import (
+    ChildState,
+    ChildStatus,
+    SupervisorStatus,
+    read_state,
+)
 
 SUPERVISOR_HANG_SECONDS = 10.0
 SUPERVISOR_START_SECONDS = 10.0
-# How `describe_exit` tells of a child that ended as it should.
-CLEAN_EXIT = "exit status 0"
+STOPPED_BY_ITSELF = "stopped by itself"
+
+
+class End(NamedTuple):
+    """How a generation of a child ended.
+
+    Args:
+        reason: in words.
+        normal: whether it ended as it meant to: because it was told to, or was done. A supervisor that gave
+            up did too, as OTP sees it.
+        clean: whether nothing went wrong on the way.
+        counts: whether it says something about the child, and so uses up a restart.
+    """
+
+    reason: str
+    normal: bool
+    clean: bool
+    counts: bool
 
 
 class Child:
     """One child over all its generations.
 
-    `state` is what it does now. `failure` is why it says that it can't go on, and `killed_for` why its
-    supervisor killed it; both belong to the running generation. Times are seconds of CLOCK_BOOTTIME.
+    `state` is what it does now. Of the running generation, `failure` is why it says that it can't go on,
+    `killed_for` why its supervisor killed it, `stopped_for` why its supervisor stops it, and `says_stopped`
+    whether it has said that it stopped. Times are seconds of CLOCK_BOOTTIME.
     """
 
     def __init__(self, spec: CellSpec | SupervisorSpec, run: RunSpec) -> None:
@@ -46,9 +68,13 @@ class Child:
         self.start_ticks = 0
         self.failure = ""
         self.killed_for = ""
+        self.stopped_for = ""
+        self.says_stopped = False
+        self.starts_at: float | None = None
         self.up_since: float | None = None
         self.watched_since = 0.0
         self.start_deadline = 0.0
+        self.stop_deadline = 0.0
         self.suspect_deaths = 0
         self.backoff = Backoff()
         self._predecessor: tuple[int, int] | None = None
@@ -127,7 +153,9 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.setpgid(process.pid, process.pid)
         self.state = "starting"
-        self.failure = self.killed_for = ""
+        self.failure = self.killed_for = self.stopped_for = ""
+        self.says_stopped = False
+        self.starts_at = None
         self.up_since = None
         self.start_deadline = now + self.start_timeout_seconds
 
@@ -136,8 +164,8 @@ class Child:
         self.state = "up"
         self.up_since = self.watched_since = now
 
-    def ended(self) -> str:
-        """Note that its process is gone, and return why."""
+    def ended(self) -> End:
+        """Note that its process is gone, and return how it ended."""
         assert self.process is not None
         assert self.process.pid is not None
         if self.is_cell:
@@ -146,11 +174,35 @@ class Child:
         os.close(self.pidfd)
         code = self.process.exitcode
         self.process, self.address, self.pidfd = None, None, -1
-        reason = self.failure or self.killed_for or self._escalation() or describe_exit(code)
-        self.crashed = not self.failure and self.is_cell
-        self.suspect_deaths += self.crashed and self._left_a_delivery_in_handling()
+        last_word = self._last_word()
+        gave_up = last_word is not None and last_word.state == "escalated"
+        has_stopped = self.says_stopped or (last_word is not None and last_word.state == "stopped")
+        normal = code == 0 and (has_stopped or gave_up)
+        clean = code == 0 and not (self.failure or self.killed_for or gave_up)
+        if clean and self.stopped_for:
+            reason = self.stopped_for
+        elif clean and normal:
+            reason = STOPPED_BY_ITSELF
+        elif gave_up:
+            assert last_word is not None
+            reason = f"escalated: {last_word.reason}"
+        else:
+            reason = self.failure or self.killed_for or describe_exit(code)
+        # What it was handling is suspect only if nobody has ended it on purpose.
+        self.crashed = self.is_cell and not normal and not self.failure and self.state != "stopping"
+        suspect = self.crashed and self._left_a_delivery_in_handling()
+        self.suspect_deaths += suspect
         self.last_reason = reason
-        return reason
+        return End(reason, normal, clean, self._counts(suspect=suspect))
+
+    def _counts(self, *, suspect: bool) -> bool:
+        """Return whether a restart for this end is one towards its supervisor's intensity."""
+        if not isinstance(self.spec, CellSpec):
+            return True
+        # A delivery that kills its process is tried a few times more and then a dead letter.
+        by_a_delivery = suspect and self.suspect_deaths % self.spec.max_crashes != 0
+        # A cell that can't start says nothing about its siblings, and waits longer and longer instead.
+        return self.up_since is not None and not by_a_delivery
 
     def kill(self, reason: str) -> None:
         """End its process by SIGKILL.
@@ -176,13 +228,26 @@ class Child:
             run=self.run, spec=self.spec, generation=self.generation, reason=self.last_reason
         )
 
-    def heartbeat(self) -> float:
-        """Return when it last showed that it runs; 0 if it never did."""
+    def hang(self, now: float) -> str:
+        """Return what in it has not run for longer than it may, and how long; empty if all of it runs."""
+        if now - self.watched_since <= self.hang_timeout_seconds:
+            return ""
+        for what, heartbeat in self._heartbeats().items():
+            age = now - max(heartbeat, self.watched_since)
+            if age > self.hang_timeout_seconds:
+                return f"hang: {what} for {age:.1f} s"
+        return ""
+
+    def _heartbeats(self) -> dict[str, float]:
+        """Return when each part of it last showed that it runs, by what is said if it doesn't."""
         if self.is_cell:
             cell = read_status(Path(self.run.run_directory, self._cell_file()))
-            return cell.heartbeat if cell else 0.0
+            return {
+                "no heartbeat": cell.heartbeat if cell else 0.0,
+                "no heartbeat of its control thread": cell.control_heartbeat if cell else 0.0,
+            }
         supervisor = read_state(Path(self.run.run_directory), self.name)
-        return supervisor.heartbeat if supervisor else 0.0
+        return {"no heartbeat": supervisor.heartbeat if supervisor else 0.0}
 
     def status(self) -> ChildStatus:
         """Return what the state file says of it."""
@@ -197,7 +262,14 @@ class Child:
             last_reason=self.last_reason,
             crashed=self.crashed,
             cell_file=self._cell_file(),
+            starts_at=self.starts_at,
+            failures=self.failures(),
         )
+
+    def failures(self) -> int:
+        """Return how often it has ended in a row without a healthy time between."""
+        healthy = self.up_since is not None and boottime() - self.up_since >= HEALTHY_SECONDS
+        return 0 if healthy and self.process is not None else self.backoff.failures
 
     def _cell_file(self) -> str:
         message = self.start_message()
@@ -213,11 +285,29 @@ class Child:
         ledger.release()
         return any(entry.state is SlotState.HANDLING for entry in ledger.entries)
 
-    def _escalation(self) -> str:
+    def _last_word(self) -> SupervisorStatus | None:
+        """Return what a supervisor that has ended wrote of itself at last."""
         if self.is_cell:
-            return ""
-        supervisor = read_state(Path(self.run.run_directory), self.name)
-        return f"escalated: {supervisor.reason}" if supervisor and supervisor.state == "escalated" else ""
+            return None
+        status = read_state(Path(self.run.run_directory), self.name)
+        return status if status is not None and status.generation == self.generation else None
+
+
+def end_orphans(run_directory: Path, supervisor: str) -> None:
+    """End what a supervisor that died, and isn't started again, has left of its subtree.
+
+    Its children die with it; what a handler had forked doesn't.
+
+    Args:
+        run_directory: the run's.
+        supervisor: its name.
+    """
+    status = read_state(run_directory, supervisor)
+    for child in status.children if status else ():
+        if child.kind == "supervisor":
+            end_orphans(run_directory, child.name)
+        elif child.pid is not None:
+            kill_group(child.pid)
 
 
 def describe_exit(code: int | None) -> str:

@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from understudy.runtime.cell.status import boottime
+
 SupervisorState = Literal["starting", "up", "stopping", "stopped", "escalated"]
 ChildState = Literal["starting", "up", "backoff", "stopping", "stopped"]
 
@@ -22,7 +24,7 @@ class ChildStatus(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         name: such as `delay-monitor/0`.
         kind: what it is.
-        state: what it does; `backoff` while it waits to be started again.
+        state: what it does; `backoff` while it waits to be started again, `stopped` when it ended for good.
         pid: its process; None while it has none.
         start_ticks: when that process was started, which tells it from a later one with its pid.
         generation: how often it was started in this run.
@@ -30,6 +32,8 @@ class ChildStatus(msgspec.Struct, frozen=True, kw_only=True):
         last_reason: why it last ended; empty if it never did.
         crashed: whether it then died of itself.
         cell_file: the name of a cell's file in the run directory; empty for a supervisor.
+        starts_at: when it is started again, in seconds of CLOCK_BOOTTIME; None unless it waits for that.
+        failures: how often it has ended in a row without ten healthy seconds between.
     """
 
     name: str
@@ -42,6 +46,13 @@ class ChildStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_reason: str
     crashed: bool
     cell_file: str
+    starts_at: float | None = None
+    failures: int = 0
+
+    @property
+    def starts_in_seconds(self) -> float | None:
+        """In how many seconds it is started again; None unless it waits for that."""
+        return None if self.starts_at is None else max(0.0, self.starts_at - boottime())
 
 
 class SupervisorStatus(msgspec.Struct, frozen=True, kw_only=True):

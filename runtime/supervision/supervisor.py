@@ -2,6 +2,18 @@
 
 It has no thread and no connection. A child's end is seen on its pidfd, which can't be missed or told
 twice; Thespian's own ChildActorExited can be both, and is ignored.
+
+What it does at one time:
+
+- It starts the children in `_queue` one after the other: all of them at first, later those of a group.
+- A child that ended and takes nobody along waits for its backoff alone.
+- A group (`_group`) is restarted together, as the strategy says: those of it that run are stopped one after
+  the other, then the rest of the backoff passes, then all go into `_queue`. There is one group at most: if a
+  child outside of it ends, whose strategy takes in more, the two become one, and all of it stops again. A
+  child of the group that ends while the group is being stopped is stopped, however it ended.
+- It stops, for good: nothing starts any more, and all that run are stopped one after the other.
+
+A child that was never up takes nobody along and holds up nobody, whatever the strategy.
 """
 
 from __future__ import annotations
@@ -9,13 +21,14 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import structlog
 from thespian.actors import ActorExitRequest, WakeupMessage
 
@@ -23,7 +36,7 @@ from understudy.runtime.cell.control_actor import ControlActor
 from understudy.runtime.cell.messages import Failed, Quiesce, Ready, Stop, Stopped
 from understudy.runtime.cell.status import boottime
 from understudy.runtime.supervision.backoff import RESTART_CAP_SECONDS, START_CAP_SECONDS
-from understudy.runtime.supervision.child import CLEAN_EXIT, Child
+from understudy.runtime.supervision.child import Child, End, end_orphans
 from understudy.runtime.supervision.intensity import Intensity
 from understudy.runtime.supervision.messages import StartSupervisor
 from understudy.runtime.supervision.statefile import (
@@ -32,7 +45,7 @@ from understudy.runtime.supervision.statefile import (
     read_state,
     write_state,
 )
-from understudy.runtime.supervision.strategy import one_for_one
+from understudy.runtime.supervision.strategy import Member, decide
 from understudy.runtime.telemetry.logs import LogFormat, configure_logging
 
 TICK_SECONDS = 0.5
@@ -41,14 +54,26 @@ LATE_SECONDS = 1.0
 PREDECESSOR_POLL_SECONDS = 0.01
 # What a child is given less than its supervisor, so that the supervisor still has time to report.
 STOP_MARGIN_SECONDS = 0.5
-# How many deaths in handling are borne for one that counts, as many as a delivery may cause by default.
-MAX_CRASHES = 3
 
 _log = structlog.get_logger(__name__)
 
 
+class Group(msgspec.Struct, frozen=True, eq=False):
+    """Children that are restarted together.
+
+    Args:
+        children: in start order, with those that are only stopped.
+        to_start: those that are started again.
+        starts_at: before which none is, in seconds of CLOCK_BOOTTIME.
+    """
+
+    children: tuple[Child, ...]
+    to_start: tuple[Child, ...]
+    starts_at: float
+
+
 class Supervisor(ControlActor):
-    """Starts its children in order, restarts one that ends, and gives up after too many restarts."""
+    """Starts its children in order, restarts what ends, and gives up after too many restarts."""
 
     cell_host = "understudy.runtime.cell.host.CellHost"
 
@@ -57,8 +82,9 @@ class Supervisor(ControlActor):
         self._state: SupervisorState = "starting"
         self._reason = ""
         self._children: list[Child] = []
-        self._to_start: deque[Child] = deque()
+        self._queue: deque[Child] = deque()
         self._awaited: Child | None = None
+        self._group: Group | None = None
         self._stopping = False
         self._stop_deadline = 0.0
         self._to_stop: deque[Child] = deque()
@@ -81,7 +107,7 @@ class Supervisor(ControlActor):
             case Stopped():
                 self._on_stopped(message)
             case Quiesce():
-                self._quiesce()
+                self._quiesce(self._children)
             case Stop():
                 self._begin_stop(message.timeout_seconds)
             case _:
@@ -107,18 +133,18 @@ class Supervisor(ControlActor):
         for child in self._children:
             if child.name in known:
                 child.inherit(known[child.name], start.reason)
-        self._to_start.extend(self._children)
+        self._queue.extend(self._children)
         self._next_tick = boottime() + TICK_SECONDS
         self._after(TICK_SECONDS, self._tick)
         self._start_next()
 
     def _start_next(self) -> None:
-        """Start the next child, once the one before it is up or has failed its first start."""
-        if self._stopping:
+        """Start the next child, once the one before it is up or has failed its start."""
+        if self._stopping or self._group is not None:
             return
-        if self._to_start:
-            self._awaited = self._to_start.popleft()
-            self._spawn(self._awaited)
+        if self._queue:
+            self._awaited = self._queue.popleft()
+            self._begin_start(self._awaited)
             return
         self._awaited = None
         if self._state == "starting":
@@ -130,8 +156,13 @@ class Supervisor(ControlActor):
                     Ready(name=self._start.spec.name, generation=self._start.generation, pid=os.getpid()),
                 )
 
+    def _begin_start(self, child: Child) -> None:
+        child.state, child.starts_at = "starting", None
+        self._spawn(child)
+
     def _spawn(self, child: Child) -> None:
-        if self._stopping:
+        # It may have become part of a group, or been started with it, since this was planned.
+        if self._stopping or child.state != "starting" or child.process is not None:
             return
         if not child.predecessor_is_gone():
             self._after(PREDECESSOR_POLL_SECONDS, partial(self._spawn, child))
@@ -144,7 +175,7 @@ class Supervisor(ControlActor):
         if process is None:
             child.last_reason = "its process could not be forked"
             _log.error("fork failed", **child.labels)
-            self._restart_later(child, seconds_up=0.0, cap_seconds=START_CAP_SECONDS)
+            self._restart_alone(child, self._backoff(child, 0.0, START_CAP_SECONDS))
             return
         child.began(process, address, boottime())
         self.watch(child.pidfd, partial(self._on_exit, child))
@@ -185,40 +216,122 @@ class Supervisor(ControlActor):
         if child := self._named(message.name, message.generation):
             child.failure = message.reason or "failed"
 
+    def _on_stopped(self, message: Stopped) -> None:
+        if child := self._named(message.name, message.generation):
+            child.says_stopped = True
+            child.failure = message.reason
+
     def _on_exit(self, child: Child) -> None:
         self.unwatch(child.pidfd)
-        now = boottime()
-        was_up, suspects = child.up_since is not None, child.suspect_deaths
-        seconds_up = now - child.up_since if child.up_since is not None else 0.0
-        reason = child.ended()
+        end = child.ended()
         if self._stopping:
-            self._ended_while_stopping(child)
-            return
-        _log.warning(f"{child.kind} exited", **child.labels, reason=reason, generation=child.generation)
-        # A cell that can't start says nothing about its siblings, and waits longer and longer instead. A
-        # delivery that kills its process is tried a few times more and then a dead letter.
-        by_a_delivery = child.suspect_deaths > suspects and child.suspect_deaths % MAX_CRASHES != 0
-        counts = (was_up and not by_a_delivery) or not child.is_cell
-        if counts and not self._intensity.record(now):
-            self._escalate(child, reason)
-            return
-        for name in one_for_one([sibling.name for sibling in self._children], child.name):
-            affected = next(sibling for sibling in self._children if sibling.name == name)
-            self._restart_later(
-                affected,
-                seconds_up=seconds_up,
-                cap_seconds=RESTART_CAP_SECONDS if counts else START_CAP_SECONDS,
-            )
+            self._ended_while_stopping(child, end)
+        elif self._group is not None and child in self._group.children:
+            self._ended_with_its_group(child, self._group)
+        else:
+            self._ended_by_itself(child, end)
 
-    def _restart_later(self, child: Child, *, seconds_up: float, cap_seconds: float) -> None:
+    def _ended_by_itself(self, child: Child, end: End) -> None:
+        now = boottime()
+        members = [Member(one.name, one.spec.restart, one.process is not None) for one in self._children]
+        decision = decide(self._start.spec.strategy, members, child.name, normal=end.normal)
+        if not decision.counts:
+            self._ended_for_good(child, end)
+            return
+        _log.warning(f"{child.kind} exited", **child.labels, reason=end.reason, generation=child.generation)
+        if end.counts and not self._intensity.record(now):
+            self._escalate(child, end.reason)
+            return
+        seconds_up = 0.0 if child.up_since is None else now - child.up_since
+        cap_seconds = RESTART_CAP_SECONDS if end.counts else START_CAP_SECONDS
+        starts_at = self._backoff(child, seconds_up, cap_seconds)
+        never_up = child.is_cell and child.up_since is None
+        if never_up or (not decision.stop and decision.start == (child.name,)):
+            self._restart_alone(child, starts_at)
+            return
+        reason = f"restarted with {child.name} ({end.reason})"
+        self._restart_together(decision.stop, decision.start, starts_at, reason)
+
+    def _ended_for_good(self, child: Child, end: End) -> None:
+        """Leave a child as it is that isn't started again; its siblings go on."""
+        child.state = "stopped"
+        log = _log.info if end.clean else _log.warning
+        event = f"{child.kind} {'stopped' if end.normal else 'exited'}"
+        log(event, **child.labels, reason=end.reason, restart=child.spec.restart, generation=child.generation)
+        if child.is_cell and end.normal and not end.clean:
+            self._not_drained.append(child.name)
+        elif not child.is_cell and not end.normal:
+            # Its successor would do that.
+            end_orphans(self._directory, child.name)
+        self._save()
+        self._go_on_after(child)
+
+    def _backoff(self, child: Child, seconds_up: float, cap_seconds: float) -> float:
+        """Return when a child that ended may be started again."""
         delay = child.backoff.next_delay(
             seconds_up=seconds_up, cap_seconds=cap_seconds, random=random.random()
         )
-        child.state = "backoff"
         _log.info("restarting", **child.labels, delay_seconds=round(delay, 3))
-        self._after(delay, partial(self._spawn, child))
+        return boottime() + delay
+
+    def _restart_alone(self, child: Child, starts_at: float) -> None:
+        child.state, child.starts_at = "backoff", starts_at
+        self._after(max(0.0, starts_at - boottime()), partial(self._start_when_due, child, starts_at))
         self._save()
         self._go_on_after(child)
+
+    def _start_when_due(self, child: Child, starts_at: float) -> None:
+        # Unless it has become part of a group since, which is started at its own time.
+        if child.state == "backoff" and child.starts_at == starts_at and not self._stopping:
+            self._begin_start(child)
+
+    def _restart_together(
+        self, stop: Collection[str], start: Collection[str], starts_at: float, reason: str
+    ) -> None:
+        """Stop these children, those that come last first, and then start those.
+
+        Args:
+            stop: names of children that run.
+            start: names of children that are to run again.
+            starts_at: before which none is started, in seconds of CLOCK_BOOTTIME.
+            reason: what is told about the ends of those that are stopped.
+        """
+        affected, to_start = {*stop, *start}, {*start, *(child.name for child in self._queue)}
+        if self._group is not None:
+            affected |= {child.name for child in self._group.children}
+            to_start |= {child.name for child in self._group.to_start}
+            starts_at = max(starts_at, self._group.starts_at)
+        self._queue.clear()
+        self._awaited = None
+        self._group = Group(
+            children=tuple(child for child in self._children if child.name in affected | to_start),
+            to_start=tuple(child for child in self._children if child.name in to_start),
+            starts_at=starts_at,
+        )
+        for child in self._group.children:
+            if child.process is None:
+                self._wait_with_group(child, self._group)
+            elif not child.stopped_for:
+                child.stopped_for = reason
+        self._stop_children(self._group.children, self._start.run.shutdown_timeout_seconds)
+
+    def _ended_with_its_group(self, child: Child, group: Group) -> None:
+        _log.info(f"{child.kind} stopped", **child.labels, reason=child.last_reason)
+        self._wait_with_group(child, group)
+        self._save()
+        self._go_on_stopping(child)
+
+    def _wait_with_group(self, child: Child, group: Group) -> None:
+        if child in group.to_start:
+            child.state, child.starts_at = "backoff", group.starts_at
+        else:
+            child.state = "stopped"
+
+    def _start_group(self, group: Group) -> None:
+        if group is self._group and not self._stopping:
+            self._group = None
+            self._queue.extend(group.to_start)
+            self._start_next()
 
     def _escalate(self, child: Child, reason: str) -> None:
         spec = self._start.spec
@@ -240,10 +353,8 @@ class Supervisor(ControlActor):
         self._after(TICK_SECONDS, self._tick)
         if late > LATE_SECONDS:
             self._forgive(late, now)
-        if self._stopping:
-            self._kill_what_is_late(now)
-        else:
-            for child in self._children:
+        for child in self._children:
+            if child.process is not None:
                 self._check(child, now)
         self._save()
 
@@ -253,17 +364,19 @@ class Supervisor(ControlActor):
         self._stop_deadline += late
         for child in self._children:
             child.start_deadline += late
+            child.stop_deadline += late
             child.watched_since = now
 
     def _check(self, child: Child, now: float) -> None:
-        if child.process is None:
-            return
-        if child.state == "starting" and now > child.start_deadline:
+        if self._stopping or child.state == "stopping":
+            deadline = self._stop_deadline if self._stopping else child.stop_deadline
+            if now > deadline and not child.killed_for:
+                _log.error("did not stop in time, killed", **child.labels)
+                child.kill("did not stop in time")
+        elif child.state == "starting" and now > child.start_deadline:
             child.kill(f"not up within {child.start_timeout_seconds:g} s")
-        elif child.state == "up" and now - child.watched_since > child.hang_timeout_seconds:
-            age = now - max(child.heartbeat(), child.watched_since)
-            if age > child.hang_timeout_seconds:
-                child.kill(f"hang: no heartbeat for {age:.1f} s")
+        elif child.state == "up" and (hang := child.hang(now)):
+            child.kill(hang)
 
     # Stopping
 
@@ -273,15 +386,21 @@ class Supervisor(ControlActor):
         self._stopping = True
         if self._state != "escalated":
             self._state = "stopping"
+        self._queue.clear()
+        self._group = self._awaited = None
+        self._stop_children(self._children, timeout_seconds)
+
+    def _stop_children(self, children: Sequence[Child], timeout_seconds: float) -> None:
+        """Stop those of these children that run, one after the other, and those that come last first."""
         self._stop_deadline = boottime() + timeout_seconds
-        self._to_stop.extend(reversed(self._children))
-        self._quiesce()
+        self._to_stop = deque(child for child in reversed(children) if child.process is not None)
+        self._quiesce(children)
         self._save()
         self._stop_next()
 
-    def _quiesce(self) -> None:
-        """Have every child ask for nothing more, so that the last to stop have little to wait for."""
-        for child in self._children:
+    def _quiesce(self, children: Sequence[Child]) -> None:
+        """Have children ask for nothing more, so that the last to stop have little to wait for."""
+        for child in children:
             if child.process is not None:
                 self.send(child.address, Quiesce())
 
@@ -290,11 +409,11 @@ class Supervisor(ControlActor):
         while self._to_stop:
             child = self._stop_turn = self._to_stop.popleft()
             if child.process is None:
-                child.state = "stopped"
                 continue
             remaining = max(0.0, self._stop_deadline - boottime())
-            child.state = "stopping"
-            self.send(child.address, Stop(timeout_seconds=max(0.1, remaining - STOP_MARGIN_SECONDS)))
+            if child.state != "stopping":
+                child.state, child.stop_deadline = "stopping", self._stop_deadline
+                self.send(child.address, Stop(timeout_seconds=max(0.1, remaining - STOP_MARGIN_SECONDS)))
             # Strictly one after the other, many children would not fit into the time: none may take
             # more than half of its even share before the next is asked too.
             share = remaining / (2 * (len(self._to_stop) + 1))
@@ -302,39 +421,36 @@ class Supervisor(ControlActor):
             self._save()
             return
         self._stop_turn = None
-        if all(child.process is None for child in self._children):
-            self._finish()
+        if self._stopping:
+            if all(child.process is None for child in self._children):
+                self._finish()
+        elif self._group is not None and all(child.process is None for child in self._group.children):
+            group = self._group
+            self._after(max(0.0, group.starts_at - boottime()), partial(self._start_group, group))
 
     def _stop_next_if_turn(self, child: Child) -> None:
         if child is self._stop_turn:
             self._stop_next()
 
-    def _on_stopped(self, message: Stopped) -> None:
-        if (child := self._named(message.name, message.generation)) and message.reason:
-            child.failure = message.reason
+    def _go_on_stopping(self, ended: Child) -> None:
+        if ended is self._stop_turn or self._stop_turn is None:
+            self._stop_next()
 
-    def _ended_while_stopping(self, child: Child) -> None:
+    def _ended_while_stopping(self, child: Child, end: End) -> None:
         child.state = "stopped"
         if not child.is_cell and (status := read_state(self._directory, child.name)):
             self._not_drained += status.not_drained
-        elif child.up_since is not None and child.last_reason != CLEAN_EXIT:
+        elif child.up_since is not None and not end.clean:
             self._not_drained.append(child.name)
         _log.info(f"{child.kind} stopped", **child.labels, reason=child.last_reason)
         self._save()
-        if child is self._stop_turn or self._stop_turn is None:
-            self._stop_next()
-
-    def _kill_what_is_late(self, now: float) -> None:
-        if now <= self._stop_deadline:
-            return
-        for child in self._children:
-            if child.process is not None and not child.killed_for:
-                _log.error("did not stop in time, killed", **child.labels)
-                child.kill("did not stop in time")
+        self._go_on_stopping(child)
 
     def _finish(self) -> None:
         if self._state != "escalated":
             self._state = "stopped"
+        for child in self._children:
+            child.state, child.starts_at = "stopped", None
         self._save()
         if not self._start.is_root:
             late = f"not drained: {', '.join(self._not_drained)}" if self._not_drained else ""

@@ -22,7 +22,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, tag="cell", tag_field="kin
 
     @property
     def problem(self) -> str:
-        """Why the cell isn't up; empty if it is."""
+        """Why the cell isn't up; empty if it is, or if it ended for good, as it is declared."""
+        if self.supervision.state == "stopped":
+            return ""
         if self.supervision.state != "up":
             reason = f" ({self.supervision.last_reason})" if self.supervision.last_reason else ""
             return f"{self.supervision.state}{reason}"
@@ -44,19 +46,25 @@ class Supervisor(msgspec.Struct, frozen=True, kw_only=True, tag="supervisor", ta
     children: tuple[Cell | Supervisor, ...]
 
     def cells(self) -> Iterator[Cell]:
-        """Yield every cell of the subtree, in start order."""
-        for child in self.children:
+        """Yield every cell of the subtree, in start order, but those of a supervisor that ended for good."""
+        for child in () if self.has_ended else self.children:
             if isinstance(child, Cell):
                 yield child
             else:
                 yield from child.cells()
 
     def supervisors(self) -> Iterator[Supervisor]:
-        """Yield this supervisor and every one below it."""
-        yield self
-        for child in self.children:
-            if isinstance(child, Supervisor):
-                yield from child.supervisors()
+        """Yield this supervisor and every one below it, but those that ended for good."""
+        if not self.has_ended:
+            yield self
+            for child in self.children:
+                if isinstance(child, Supervisor):
+                    yield from child.supervisors()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended and isn't started again, with all below it; its last view stands for ever."""
+        return self.supervision is not None and self.supervision.state == "stopped"
 
     @property
     def silent_seconds(self) -> float | None:

@@ -64,6 +64,7 @@ class StandInCell(ControlActor):
     def _beat(self) -> None:
         while True:
             self._file.status.beat()
+            self._file.status.beat_control()
             time.sleep(BEAT_SECONDS)
 
 

@@ -15,6 +15,8 @@ from typing import Any, Self
 import msgspec
 
 from support.lines import read_lines
+from understudy.actors.options import RestartType
+from understudy.actors.supervision import Strategy
 from understudy.runtime.specs import CellSpec, SupervisorSpec
 from understudy.runtime.supervision.processes import descendants, is_alive, read_process
 from understudy.runtime.supervision.statefile import ChildStatus, SupervisorStatus, read_state
@@ -28,6 +30,7 @@ def cell(
     *,
     hang_timeout_seconds: float = 8.0,
     start_timeout_seconds: float = 30.0,
+    restart: RestartType = "permanent",
 ) -> CellSpec:
     """Return the spec of a stand-in cell; the actor's name tells what it does."""
     return CellSpec(
@@ -38,16 +41,23 @@ def cell(
         start_timeout_seconds=start_timeout_seconds,
         hang_timeout_seconds=hang_timeout_seconds,
         ack_wait_seconds=15.0,
+        restart=restart,
     )
 
 
 def supervisor(
-    name: str, *children: CellSpec | SupervisorSpec, max_restarts: int = 3, max_seconds: float = 5.0
+    name: str,
+    *children: CellSpec | SupervisorSpec,
+    strategy: Strategy = "one_for_one",
+    restart: RestartType = "permanent",
+    max_restarts: int = 3,
+    max_seconds: float = 5.0,
 ) -> SupervisorSpec:
     """Return the spec of a supervisor."""
     return SupervisorSpec(
         name=name,
-        strategy="one_for_one",
+        strategy=strategy,
+        restart=restart,
         max_restarts=max_restarts,
         max_seconds=max_seconds,
         children=children,

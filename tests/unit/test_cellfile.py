@@ -87,6 +87,7 @@ def test_a_new_file_says_who_owns_it_and_that_it_starts(path: Path) -> None:
         state="starting",
         reason="",
         heartbeat=0.0,
+        control_heartbeat=0.0,
         connected=False,
         held=0,
         capacity=16,
@@ -115,6 +116,18 @@ def test_what_the_owner_writes_is_read_without_the_lock(path: Path) -> None:
     status = read_status(path)
     assert status is not None
     assert (status.state, status.reason) == ("up", "")
+
+
+def test_the_two_threads_heartbeats_are_told_apart(path: Path) -> None:
+    """One that is stuck must show although the other runs."""
+    file = CellFile.create(path, IDENTITY, 16)
+    file.status.beat_control()
+    between = boottime()
+    file.status.beat()
+    status = read_status(path)
+    assert status is not None
+    assert 0 < status.control_heartbeat <= between <= status.heartbeat <= boottime()
+    assert (status.state, status.counters) == ("starting", dict.fromkeys(COUNTERS, 0))
 
 
 def test_a_long_reason_is_cut_and_leaves_the_ledger_alone(path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from understudy.runtime.supervision.intensity import Intensity
 
@@ -31,3 +35,19 @@ def test_a_restart_exactly_as_old_as_the_window_still_counts() -> None:
 def test_zero_restarts_give_up_at_the_first(max_seconds: float) -> None:
     """Whatever the window."""
     assert not Intensity(max_restarts=0, max_seconds=max_seconds).record(0.0)
+
+
+@given(
+    max_restarts=st.integers(0, 5),
+    max_seconds=st.floats(0.01, 60),
+    gaps=st.lists(st.floats(0, 30), min_size=1, max_size=40),
+)
+def test_a_restart_is_borne_as_long_as_no_window_up_to_now_holds_too_many(
+    max_restarts: int, max_seconds: float, gaps: list[float]
+) -> None:
+    """Compared with counting anew each time."""
+    intensity = Intensity(max_restarts, max_seconds)
+    times = list(accumulate(gaps))
+    for index, now in enumerate(times):
+        within = [one for one in times[: index + 1] if now - one <= max_seconds]
+        assert intensity.record(now) is (len(within) <= max_restarts)

@@ -217,6 +217,18 @@ def test_what_is_missing_is_named_with_why(tmp_path: Path) -> None:
     }
 
 
+def test_what_ended_for_good_is_missed_by_nobody(tmp_path: Path) -> None:
+    """A cell that stopped itself, and a temporary supervisor that was killed, whose last view says `up`."""
+    supervise(tmp_path, "root", child("a/0"), child("done/0", "stopped"), child("gone", "stopped"))
+    supervise(tmp_path, "gone", child("b/0"), child("below"), silent=60.0)
+    supervise(tmp_path, "below", child("c/0"), silent=60.0)
+    cell(tmp_path, "a/0", CellState.UP)
+    cell(tmp_path, "b/0", CellState.UP, connected=False)
+    tree = read_tree(tmp_path, "root")
+    assert missing_parts(tree) == {}
+    assert silent_supervisors(tree) == {}
+
+
 def test_before_the_root_has_begun_nothing_is_ready_and_nothing_is_dead(tmp_path: Path) -> None:
     """Its first file comes with its first child."""
     tree = read_tree(tmp_path, "root")

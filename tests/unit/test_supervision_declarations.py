@@ -11,6 +11,7 @@ from understudy.actors.actor import Actor
 from understudy.actors.errors import DeclarationError
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
+from understudy.actors.outcomes import Reject
 from understudy.actors.supervision import Child as TypedChild
 from understudy.actors.supervision import Supervisor as TypedSupervisor
 
@@ -63,6 +64,20 @@ def test_a_child_overrides_options_and_leaves_the_class_alone() -> None:
     assert Shop.__understudy__.options.replicas == 1
 
 
+def test_a_supervisor_and_an_actor_say_how_they_are_restarted() -> None:
+    """Permanent, one_for_one and on nothing in particular, unless they say otherwise."""
+    plain = Supervisor("ops", children=[Shop])
+    assert (plain.strategy, plain.restart) == ("one_for_one", "permanent")
+    options = plain.children[0].spec.options
+    assert (options.restart, options.restart_on, options.max_consecutive_failures) == ("permanent", (), None)
+    child = Child(Shop, restart="transient", restart_on=[OSError, Exception], max_consecutive_failures=1)
+    ops = Supervisor("ops", children=[child], strategy="rest_for_one", restart="temporary")
+    assert (ops.strategy, ops.restart) == ("rest_for_one", "temporary")
+    options = child.spec.options
+    assert (options.restart, options.restart_on) == ("transient", (OSError, Exception))
+    assert options.max_consecutive_failures == 1
+
+
 def test_args_are_plain_values_that_the_class_takes() -> None:
     args = {"url": "x", "sizes": [1, {"a": None}]}
     assert dict(Child(Mailer, args=args).args) == args
@@ -112,12 +127,33 @@ OPEN: Any = open
             "or Child(Shop, args={…}): each cell makes its own instance",
         ),
         (
-            lambda: Supervisor("ops", children=[Shop], strategy="rest_for_one"),
-            "supervisor 'ops': strategy 'rest_for_one' comes in a later version; use 'one_for_one'",
+            lambda: Supervisor("ops", children=[Shop], strategy="one_for_on"),
+            "supervisor 'ops': strategy is 'one_for_on'; "
+            "use 'one_for_one' or 'one_for_all' or 'rest_for_one'",
         ),
         (
-            lambda: Supervisor("ops", children=[Shop], strategy="one_for_on"),
-            "supervisor 'ops': strategy 'one_for_on' is not known; did you mean 'one_for_one'?",
+            lambda: Supervisor("ops", children=[Shop], restart="never"),
+            "supervisor 'ops': restart is 'never'; use 'permanent' or 'transient' or 'temporary'",
+        ),
+        (
+            lambda: Child(Shop, restart="always"),
+            "Child(Shop): restart is 'always'; use 'permanent' or 'transient' or 'temporary'",
+        ),
+        (
+            lambda: Child(Shop, restart_on=OSError),
+            "Child(Shop): restart_on is <class 'OSError'>; give a list of exception classes",
+        ),
+        (
+            lambda: Child(Shop, restart_on=[OSError()]),
+            "Child(Shop): restart_on is [OSError()]; give a list of exception classes",
+        ),
+        (
+            lambda: Child(Shop, restart_on=[Reject]),
+            "Child(Shop): restart_on names Reject, which handlers raise on purpose; remove it",
+        ),
+        (
+            lambda: Child(Shop, max_consecutive_failures=0),
+            "Child(Shop): max_consecutive_failures is 0; give an integer of 1 or more",
         ),
         (
             lambda: Supervisor("ops", children=[Shop], max_restarts=-1),
