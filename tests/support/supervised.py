@@ -1,6 +1,6 @@
 """A launcher in small: a real control plane and real supervisors over stand-in cells.
 
-Started as `python -m support.supervised SPEC_FILE RUN_DIRECTORY`; stops its tree on SIGTERM.
+Started as `python -m support.supervised SPEC_FILE RUN_DIRECTORY STOP_SECONDS`; stops its tree on SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ from understudy.runtime.supervision.processes import kill_descendants
 from understudy.runtime.supervision.self_check import check_control_plane
 from understudy.runtime.telemetry.logs import configure_logging
 
-STOP_SECONDS = 3.0
 
-
-def main(spec_file: str, run_directory: str) -> None:
+def main(spec_file: str, run_directory: str, stop_seconds: float) -> None:
     """Run the tree until its root has ended."""
     spec = msgspec.json.decode(Path(spec_file).read_bytes(), type=SupervisorSpec)
     run = RunSpec(
@@ -39,7 +37,7 @@ def main(spec_file: str, run_directory: str) -> None:
         connection=ConnectionSpec(servers=("nats://127.0.0.1:4222",)),
         log_level="info",
         log_format="json",
-        shutdown_timeout_seconds=STOP_SECONDS,
+        shutdown_timeout_seconds=stop_seconds,
     )
     configure_logging(level="info", format="json", context={"app": "test"})
     plane = ControlPlane.start()
@@ -59,9 +57,9 @@ async def _run(plane: ControlPlane, root: object, root_pid: int, start: StartSup
     waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(ended.wait())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     if not ended.is_set():
-        await plane.tell(root, Stop(timeout_seconds=STOP_SECONDS))
+        await plane.tell(root, Stop(timeout_seconds=start.run.shutdown_timeout_seconds))
         await ended.wait()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))

@@ -77,7 +77,7 @@ def wait_until(condition: Callable[[], Any], timeout_seconds: float = 10.0, what
 class Tree:
     """One launcher with everything below it; ended with it whatever the test did."""
 
-    def __init__(self, directory: Path, root: SupervisorSpec) -> None:
+    def __init__(self, directory: Path, root: SupervisorSpec, *, stop_seconds: float = 3.0) -> None:
         self.directory = directory
         self.root_name = root.name
         spec_file = directory / "spec.json"
@@ -85,7 +85,10 @@ class Tree:
         self.log_path = directory / "log"
         with self.log_path.open("wb") as log:
             self.launcher = subprocess.Popen(
-                [sys.executable, "-m", "support.supervised", str(spec_file), str(directory)],
+                [
+                    *(sys.executable, "-m", "support.supervised"),
+                    *(str(spec_file), str(directory), str(stop_seconds)),
+                ],
                 cwd=TESTS,
                 stderr=log,
             )
@@ -154,6 +157,10 @@ class Tree:
         """Return what the stand-in cells were told: name, generation, pid, crashed, reason."""
         return read_lines(self.directory / "starts")
 
+    def history(self) -> list[str]:
+        """Return what the stand-in cells were told in which order: `start steady/0`, `stop steady/0`."""
+        return read_lines(self.directory / "history")
+
     def log(self, event: str) -> list[dict[str, Any]]:
         """Return the log entries with this event."""
         entries = [json.loads(line) for line in read_lines(self.log_path) if line[:1] == "{"]
@@ -162,7 +169,7 @@ class Tree:
     def stop(self) -> None:
         """Ask the launcher to stop its tree, and wait until it has ended."""
         self.launcher.terminate()
-        self.launcher.wait(timeout=10)
+        self.launcher.wait(timeout=30)
 
 
 def kill(pid: int | None) -> None:
