@@ -24,6 +24,8 @@ from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.outcomes import SETTLED, Again, Outcome
 from understudy.runtime.cell.outputs import BatchOutputs, Cause, Outputs
 from understudy.runtime.cell.status import Status
+from understudy.runtime.jetstream import headers
+from understudy.runtime.jetstream.dead_letters import REPLAY_FOR
 from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.settlement import Settlement
 from understudy.runtime.stores.attempts import AttemptStore
@@ -32,6 +34,8 @@ from understudy.runtime.telemetry.trace import current_trace
 NO_HANDLER_DELAY_SECONDS = 30.0
 # A bad deploy must not empty the backlog into the dead letters.
 MAX_CONSECUTIVE_UNDECODABLE = 100
+_REPLAY_FOR = REPLAY_FOR.encode()
+_REPLAY = b"NATS/1.0\r\n%b: " % _REPLAY_FOR
 
 
 class Pipeline:
@@ -130,8 +134,12 @@ class Pipeline:
     def prepare(self, delivery: HeldDelivery) -> None:
         """Find the delivery's handler and, for an actor that keeps an order, its key; never raises.
 
-        What goes into a batch is decoded here: it has to be readable.
+        What goes into a batch is decoded here: it has to be readable. A dead letter that is replayed for
+        another actor gets neither.
         """
+        block = delivery.header_block
+        if block and block.startswith(_REPLAY) and self._is_for_another(delivery):
+            return
         try:
             handler = delivery.handler = self._routes[delivery.subject]
         except KeyError:
@@ -222,6 +230,23 @@ class Pipeline:
         while not await self._settlement.ack_confirmed(delivery.reply) and self._broker.is_connected:
             self._log.warning("ack not confirmed", sequence=delivery.sequence)
 
+    def _is_for_another(self, delivery: HeldDelivery) -> bool:
+        """Return whether this is a dead letter's replay, and another actor's."""
+        durable = headers.find(delivery.header_block, _REPLAY_FOR)
+        return durable is not None and durable != self._identity.durable
+
+    async def _skip(self, delivery: HeldDelivery) -> Outcome:
+        """Settle what isn't ours to handle."""
+        if self._double_ack:
+            await self._acknowledge(delivery)
+        self._status.count("skipped")
+        self._mailbox.done(delivery)
+        if self._double_ack:
+            self._settled()
+        else:
+            self._settlement.ack(delivery.reply)
+        return SETTLED
+
     def _outputs(self, cause: Cause) -> Outputs:
         return Outputs(self._window, cause, self._id_prefix, self._source)
 
@@ -243,6 +268,8 @@ class Pipeline:
             delivery.decode_error = error
 
     async def _no_handler(self, delivery: HeldDelivery) -> Outcome:
+        if self._is_for_another(delivery):
+            return await self._skip(delivery)
         # Another version of the app may have one, so it isn't counted.
         if delivery.subject not in self._warned_subjects and len(self._warned_subjects) < 1024:
             self._warned_subjects.add(delivery.subject)

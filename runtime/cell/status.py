@@ -71,6 +71,7 @@ COUNTERS = (
     "taken_over",
     "published",
     "breaker_openings",
+    "skipped",
 )
 # The heartbeat is the first word; gauges and counters follow in order. New ones are only ever appended.
 _INDEX = {name: index for index, name in enumerate((*_GAUGES, *COUNTERS), start=1)}

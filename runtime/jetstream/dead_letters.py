@@ -12,6 +12,8 @@ from understudy.runtime.jetstream.envelope import header_bytes
 from understudy.runtime.jetstream.publish_window import MAX_HEADER_BYTES, PublishWindow
 
 RENAMED = "Understudy-Original-"
+# Says on a replay which durable it is for. It is the first of the headers, so that nobody has to search.
+REPLAY_FOR = "Understudy-Replay-For"
 MAX_ERROR_CHARACTERS = 2000
 # What a header's name may consist of; other clients write others, and nats-py doesn't.
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
