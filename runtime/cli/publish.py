@@ -16,10 +16,9 @@ import typer
 
 from understudy.actors.errors import BrokerError, ConfigurationError, DecodeError, PublishError
 from understudy.runtime.cli.options import ConfigFile, Servers, remedies, settings_from
+from understudy.runtime.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from understudy.config.connection import ConnectionSpec
     from understudy.runtime.jetstream.publisher import Publisher
 
@@ -105,7 +104,7 @@ async def _publish_all(
 
     counts = Counts()
     async with Publisher.connect(connection, source="understudy-publish") as publisher:
-        with _progress() as progress:
+        with progress_bar() as progress:
             bar = progress.add_task("publishing", total=None, visible=show_lines)
 
             def say(number: int, text: str) -> None:
@@ -146,22 +145,6 @@ async def _publish_one(
         say(number, str(error))
     else:
         counts.published += 1
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def _check_subject(subject: str) -> None:
