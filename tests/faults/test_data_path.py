@@ -13,7 +13,8 @@ import pytest
 
 from support.clock import Clock
 from support.nats import NatsServer
-from support.relay import ACTORS, CONCURRENCY, Entered, Record, Told, count_records, read_records
+from support.records import Record, count_records, read_records
+from support.relay import ACTORS, CONCURRENCY, Entered, Told
 from support.running import Running, running, until
 from support.soak import CELLS, soak
 from understudy.config.connection import ConnectionSpec

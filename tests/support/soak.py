@@ -3,20 +3,12 @@
 `python -m support.soak --messages 1000000`, in tests/, is the long form of what
 tests/faults/test_data_path.py runs. Progress goes to stderr, the account as JSON to stdout; the exit status
 is 1 if it doesn't add up.
-
-A run that repeats another one is explained by one of three things. An outage of the broker: acks on their
-way are lost with the connection, and a killed broker forgets what it delivered and had acked but not written
-down, so what was handled shortly before or held meanwhile may come again. The kill of the process that made
-the earlier run, which had as many in hand as the actor's concurrency allows; if nobody took over within
-`ack_wait`, what it had handled shortly before comes again too. An attempt that failed, as one does whose
-outputs no stream takes while the broker starts. Everything else is unexplained, and a difference.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import heapq
 import json
 import os
 import random
@@ -25,30 +17,26 @@ import sys
 import tempfile
 import threading
 import time
-from bisect import bisect
 from collections import Counter
 from datetime import UTC, datetime
-from itertools import pairwise
-from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
-import nats.errors
 
+from support.account import Kill, Outage, Recorded, Stage, account_of
+from support.load import publish_confirmed
 from support.nats import NatsServer
+from support.records import count_records
 from support.relay import (
     ACK_WAIT_SECONDS,
     ACTORS,
     CAPACITY,
     CONCURRENCY,
     Entered,
-    Record,
-    count_records,
-    read_records,
 )
 from support.running import Running, running, until
-from understudy.actors.errors import BrokerError, PublishError
+from understudy.actors.errors import BrokerError
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.publisher import Publisher
@@ -57,56 +45,18 @@ from understudy.runtime.telemetry.logs import configure_logging
 KEYS = 256
 SOLE_OWNERS = ("intake", "tally")
 CELLS = ("intake/0", "tally/0", "archive/0", "archive/1")
-# How many runs may be under way in a process of each actor, and so be repeated after a kill.
-IN_HAND = {"intake": CONCURRENCY, "tally": CONCURRENCY, "archive": 1}
-# How long before its end, or the broker's, a run may have begun whose ack the broker never had or wrote down.
-UNWRITTEN_SECONDS = 1.0
-# How many an actor's cells together may hold.
-HELD = {"intake": CAPACITY, "tally": CAPACITY, "archive": 2 * CAPACITY}
+RECORDED = {
+    actor: Recorded(
+        actor=actor,
+        keys=KEYS,
+        concurrency=CONCURRENCY if actor in SOLE_OWNERS else 1,
+        held=CAPACITY * sum(cell.startswith(actor) for cell in CELLS),
+        ack_wait_seconds=ACK_WAIT_SECONDS,
+        is_sole_owner=actor in SOLE_OWNERS,
+    )
+    for actor in ACTORS
+}
 KILLED = "killed by SIGKILL"
-
-
-class Kill(NamedTuple):
-    """A cell that was killed: which process, and when in ns of CLOCK_MONOTONIC."""
-
-    pid: int
-    at: int
-
-
-class Outage(NamedTuple):
-    """When the broker was to end, had ended, and had every cell connected again, in ns of CLOCK_MONOTONIC."""
-
-    began: int
-    gone: int
-    ended: int
-
-
-class Stage(msgspec.Struct, kw_only=True):
-    """What became of the events at one actor.
-
-    Args:
-        runs: of its handler, repeats included.
-        lost: numbers that it never handled.
-        invented: numbers that nobody published.
-        stored_twice: numbers that came under two sequences of the stream.
-        after_kill, after_late_takeover, after_outage, after_failure: repeats by what explains them.
-        unexplained: repeats that nothing does.
-        examples: of them, the first few.
-        out_of_order: keys' events that were handled first after a later one of their key; None where no order
-            is promised.
-    """
-
-    runs: int
-    lost: int
-    invented: int
-    stored_twice: int
-    after_kill: int
-    after_late_takeover: int
-    after_outage: int
-    after_failure: int
-    unexplained: int
-    examples: list[str]
-    out_of_order: int | None
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -197,21 +147,13 @@ class _Soak:
                 # One of each key, and all of them confirmed before the next, so that the stream has each
                 # key's in order whatever has to be tried again.
                 numbers = range(first, min(first + KEYS, self.messages))
-                await asyncio.gather(*(self._publish_one(publisher, number) for number in numbers))
+                events = (Entered(number=number, key=number % KEYS) for number in numbers)
+                await asyncio.gather(
+                    *(publish_confirmed(publisher, event, f"n{event.number}") for event in events)
+                )
                 self.published = numbers.stop
                 while self.published - self.handled() > self.messages // 5 + KEYS:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-
-    async def _publish_one(self, publisher: Publisher, number: int) -> None:
-        while True:
-            try:
-                await publisher.publish(Entered(number=number, key=number % KEYS), message_id=f"n{number}")
-                return
-            except PublishError as error:
-                if "no stream confirmed" not in str(error) and not isinstance(
-                    error.__cause__, nats.errors.Error
-                ):
-                    raise
 
     def handled(self) -> int:
         """Return how many runs the last actor has recorded."""
@@ -294,101 +236,6 @@ async def _dead_letters(url: str) -> int:
         await client.close()
 
 
-def account_of(actor: str, directory: Path, messages: int, kills: list[Kill], outages: list[Outage]) -> Stage:
-    """Return what the runs of one actor amount to.
-
-    Args:
-        actor: one of the chain.
-        directory: where its cells have recorded.
-        messages: how many numbers there are, from 0.
-        kills: of cells.
-        outages: of the broker.
-    """
-    by_pid = dict(read_records(directory, actor))
-    counts = Counter[int]()
-    # When each number was first handled, in the order in which they were.
-    firsts: dict[int, int] = {}
-    newest = [-1] * KEYS
-    out_of_order = 0
-    for record in heapq.merge(*by_pid.values(), key=attrgetter("at")):
-        number = record.number
-        counts[number] += 1
-        if number not in firsts:
-            firsts[number] = record.at
-            out_of_order += number < newest[number % KEYS]
-            newest[number % KEYS] = max(newest[number % KEYS], number)
-    repeated: dict[int, list[tuple[int, Record]]] = {}
-    for pid, records in by_pid.items():
-        for record in records:
-            if counts[record.number] > 1:
-                repeated.setdefault(record.number, []).append((pid, record))
-    causes = _Causes(actor, firsts, kills, outages)
-    explained = Counter[str]()
-    examples: list[str] = []
-    for number, runs in repeated.items():
-        runs.sort(key=itemgetter(1))
-        for (pid, earlier), (again, later) in pairwise(runs):
-            cause = causes.of(number, pid, earlier, later)
-            explained[cause] += 1
-            if cause == "nothing" and len(examples) < 5:
-                examples.append(
-                    f"{number}, sequence {earlier.sequence}: process {pid} at {earlier.at / 1e9:.3f} s, "
-                    f"again process {again} at {later.at / 1e9:.3f} s; {causes.told(pid)}"
-                )
-    return Stage(
-        runs=counts.total(),
-        lost=messages - sum(number < messages for number in counts),
-        invented=sum(number >= messages for number in counts),
-        stored_twice=sum(len({record.sequence for _, record in runs}) > 1 for runs in repeated.values()),
-        after_kill=explained["kill"],
-        after_late_takeover=explained["late"],
-        after_outage=explained["outage"],
-        after_failure=explained["failure"],
-        unexplained=explained["nothing"],
-        examples=examples,
-        out_of_order=out_of_order if actor in SOLE_OWNERS else None,
-    )
-
-
-class _Causes:
-    """What may explain that an actor handled a number again."""
-
-    def __init__(self, actor: str, firsts: dict[int, int], kills: list[Kill], outages: list[Outage]) -> None:
-        self._killed = {kill.pid: kill.at for kill in kills}
-        self._in_hand = {kill.pid: IN_HAND[actor] for kill in kills}
-        unwritten = round(UNWRITTEN_SECONDS * 1e9)
-        times = list(firsts.values())
-        numbers = list(firsts)
-
-        def touched(outage: Outage) -> frozenset[int]:
-            # What was handled first shortly before it, or next when the broker was gone: that the cells held.
-            first = bisect(times, outage.began - unwritten)
-            return frozenset(numbers[first : bisect(times, outage.gone) + HELD[actor]])
-
-        self._touched = [(outage.began, touched(outage)) for outage in outages]
-
-    def told(self, pid: int) -> str:
-        """Return what was done to a process and to the broker."""
-        killed = (
-            f"the first killed at {self._killed[pid] / 1e9:.3f} s" if pid in self._killed else "not killed"
-        )
-        return f"{killed}, outages at {[round(began / 1e9, 3) for began, _ in self._touched]}"
-
-    def of(self, number: int, pid: int, earlier: Record, later: Record) -> str:
-        """Return what explains that `later` repeats `earlier`, which the process `pid` ran."""
-        if later.attempt > earlier.attempt:
-            return "failure"
-        if any(number in touched and later.at > began for began, touched in self._touched):
-            return "outage"
-        killed = self._killed.get(pid, later.at)
-        if killed < later.at and self._in_hand[pid]:
-            self._in_hand[pid] -= 1
-            return "kill"
-        if killed + ACK_WAIT_SECONDS * 1e9 < later.at and earlier.at > killed - UNWRITTEN_SECONDS * 1e9:
-            return "late"
-        return "nothing"
-
-
 def soak(
     server: NatsServer,
     directory: Path,
@@ -433,7 +280,10 @@ def soak(
         ends=ends,
         dead_letters=asyncio.run(_dead_letters(server.url)),
         exit_status=exit_status,
-        stages={actor: account_of(actor, records, messages, work.kills, work.outages) for actor in ACTORS},
+        stages={
+            actor: account_of(recorded, records, messages, work.kills, work.outages)
+            for actor, recorded in RECORDED.items()
+        },
     )
 
 
