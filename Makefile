@@ -4,7 +4,7 @@
 # or .venv-3.12 and so on with the one that PYTHON names.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system faults check format bench dev
+.PHONY: help demo test test-system test-faults faults check format bench dev
 
 ifdef PYTHON
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -21,8 +21,9 @@ ARGS ?=
 help:
 	@echo "make demo         see it work: real flights, an outage, a kill -9, every count checked"
 	@echo "make test         unit, integration and fault tests"
+	@echo "make test-faults  of these only the fault tests"
 	@echo "make test-system  build the wheel, and run tests and demo against it"
-	@echo "make faults       kill every process of a tree, and see what happens"
+	@echo "make faults       20 times every way to fail, under load: writes docs/faults.md; half an hour"
 	@echo "make check        format, lint, types, direction of imports, packaging"
 	@echo "make bench        measure against nats-py, FastStream and nats.c"
 	@echo "make dev          only the environment, ready for an editor"
@@ -41,8 +42,11 @@ test: $(READY)
 test-system: $(READY)
 	$(BIN)/pytest tests/system $(ARGS)
 
+test-faults: $(READY)
+	$(BIN)/pytest tests/faults -n $(WORKERS) $(ARGS)
+
 faults: $(READY)
-	$(BIN)/pytest tests/faults $(ARGS)
+	cd tests && ../$(BIN)/python -m support.fault_table --write ../docs/faults.md $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

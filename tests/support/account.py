@@ -89,6 +89,26 @@ class Stage(msgspec.Struct, kw_only=True):
     examples: list[str]
     out_of_order: int | None
 
+    @property
+    def repeats(self) -> int:
+        """Runs that repeat another one."""
+        explained = self.after_kill + self.after_late_takeover + self.after_outage + self.after_failure
+        return explained + self.unexplained
+
+    def differences(self) -> list[str]:
+        """Return what is not as it must be."""
+        return [
+            f"{count} {what}"
+            for what, count in (
+                ("lost", self.lost),
+                ("invented", self.invented),
+                ("stored twice", self.stored_twice),
+                ("repeats unexplained", self.unexplained),
+                ("out of order", self.out_of_order or 0),
+            )
+            if count
+        ]
+
 
 def account_of(
     recorded: Recorded, directory: Path, messages: int, kills: Sequence[Kill], outages: Sequence[Outage]

@@ -35,22 +35,23 @@ class Launched:
         *,
         servers: str,
         port: int = 0,
+        log: str = "log",
         environment: Mapping[str, str] | None = None,
     ) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.handled_path = directory / "handled"
-        self.log_path = directory / "log"
+        self.log_path = directory / log
         self.runs = directory / "runs"
         self._seen: dict[int, Process] = {}
-        with self.log_path.open("ab") as log:
+        with self.log_path.open("ab") as stderr:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "understudy.runtime", "run", target),
                     *("--servers", servers, "--http-port", str(port), "--log-format", "json"),
                 ],
                 cwd=TESTS,
-                stderr=log,
+                stderr=stderr,
                 env={
                     **os.environ,
                     "HANDLED": str(self.handled_path),

@@ -93,17 +93,7 @@ class Account(msgspec.Struct, kw_only=True):
             found.append(f"{self.kills} cells killed, {self.ends[KILLED]} died so")
         found += [f"a cell ended: {reason}" for reason in self.ends if reason != KILLED]
         for name, stage in self.stages.items():
-            found += [
-                f"{name}: {count} {what}"
-                for what, count in (
-                    ("lost", stage.lost),
-                    ("invented", stage.invented),
-                    ("stored twice", stage.stored_twice),
-                    ("repeats unexplained", stage.unexplained),
-                    ("out of order", stage.out_of_order or 0),
-                )
-                if count
-            ]
+            found += [f"{name}: {difference}" for difference in stage.differences()]
         return found
 
 
