@@ -11,9 +11,11 @@ outputs no stream takes while the broker starts. Everything else is unexplained,
 from __future__ import annotations
 
 import heapq
+import time
 from bisect import bisect
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import NamedTuple
 import msgspec
 
 from support.records import Record, read_records
+from understudy.runtime.jetstream import api
 
 # How long before its end, or the broker's, a run may have begun whose ack the broker never had or wrote down.
 UNWRITTEN_SECONDS = 1.0
@@ -108,6 +111,18 @@ class Stage(msgspec.Struct, kw_only=True):
             )
             if count
         ]
+
+
+def is_outage(outages: Sequence[Outage], moment: str) -> bool:
+    """Return whether who failed then may have missed the broker, or waited for it in vain.
+
+    Args:
+        outages: of the broker.
+        moment: as a log entry tells it.
+    """
+    ago_seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+    at = time.monotonic_ns() - round(ago_seconds * 1e9)
+    return any(outage.began <= at <= outage.ended + api.REQUEST_TIMEOUT_SECONDS * 1e9 for outage in outages)
 
 
 def account_of(

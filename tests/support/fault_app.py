@@ -2,7 +2,8 @@
 
 All of them handle all events and record each run. FAULTS_DIRECTORY holds `records/`; `armed/`, where
 `<actor>.<moment>` names a deed that the actor's next process or handler does, once; and `done/`, where
-`<actor>.<pid>` says when it did. The settings are low, so that what waits for a timeout doesn't wait long.
+`<actor>.<pid>` says when it did which. The settings are low, so that what waits for a timeout doesn't wait
+for long.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class _Recording(
         except FileNotFoundError:
             return ""
         path.unlink()
-        put(directory("done") / f"{self._name}.{os.getpid()}", str(time.monotonic_ns()))
+        put(directory("done") / f"{self._name}.{os.getpid()}", f"{time.monotonic_ns()} {deed}")
         return deed
 
     async def handle(self, event: Happened, ctx: Context, seconds: float) -> None:

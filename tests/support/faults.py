@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from support.account import Kill, Outage, Stage, account_of
 from support.fault_app import OPS, RECORDED, VICTIMS, Moment, make_event, put
@@ -16,10 +16,8 @@ from support.launched import Launched
 from support.load import Load
 from support.nats import NatsServer
 from support.records import count_records, read_records
+from support.streams import is_settled
 from support.tree import wait_until
-from understudy.actors.errors import BrokerError
-from understudy.config.connection import ConnectionSpec
-from understudy.runtime.jetstream import api, connection
 from understudy.runtime.supervision.processes import children_of
 
 EVENTS_PER_SECOND = 200
@@ -28,6 +26,8 @@ SHORT_SECONDS = 1.0
 SUSPENDED_SECONDS = 4.0
 RECOVERY_SECONDS = 60.0
 ESCALATED = 70
+DURABLES = tuple(f"faults-{recorded.actor}" for recorded in RECORDED)
+STREAM = "FAULTS"
 CELLS = tuple(f"{recorded.actor}/0" for recorded in RECORDED)
 
 
@@ -43,6 +43,14 @@ class Inflicted(NamedTuple):
     at: int
     over: int
     pid: int
+
+
+class Deed(NamedTuple):
+    """What a process did as it was told, and when in ns of CLOCK_MONOTONIC."""
+
+    what: str
+    pid: int
+    at: int
 
 
 class Scene:
@@ -151,7 +159,7 @@ class Scene:
     def finish(self) -> tuple[dict[str, Stage], int]:
         """End the load, wait until all is settled, stop the run; return each actor's account, exit status."""
         published = self.load.finish()
-        wait_until(lambda: asyncio.run(_is_settled(self.server.url)), RECOVERY_SECONDS, "all settled")
+        wait_until(lambda: is_settled(self.server.url, STREAM, DURABLES), RECOVERY_SECONDS, "all settled")
         status = self.run.stop()
         return {
             recorded.actor: account_of(recorded, self.records, published, self.kills, self.outages)
@@ -164,17 +172,23 @@ class Scene:
         """Have an actor do something at its next opportunity."""
         put(self._armed / f"{actor}.{moment}", deed)
 
-    def wait_for_deed(self, actor: str, *, not_before: int) -> Kill:
-        """Return which process of the actor did what it was told, and when."""
+    def is_armed(self, actor: str) -> bool:
+        """Return whether the actor has yet to do what it was told."""
+        return any(self._armed.glob(f"{actor}.*"))
 
-        def done() -> Kill | None:
-            for path in self._done.glob(f"{actor}.*"):
-                deed = Kill(int(path.name.rpartition(".")[2]), int(path.read_text()))
-                if deed.at >= not_before:
-                    return deed
-            return None
+    def deeds(self, actor: str) -> Iterator[Deed]:
+        """Return what the actor's processes did as they were told."""
+        for path in self._done.glob(f"{actor}.*"):
+            at, deed = path.read_text().split(maxsplit=1)
+            yield Deed(deed, int(path.name.rpartition(".")[2]), int(at))
 
-        deed: Kill = wait_until(done, RECOVERY_SECONDS, f"{actor} does it")
+    def wait_for_deed(self, actor: str, *, not_before: int) -> Deed:
+        """Return which process of the actor did what it was told, and when, once it has."""
+
+        def done() -> Deed | None:
+            return next((deed for deed in self.deeds(actor) if deed.at >= not_before), None)
+
+        deed: Deed = wait_until(done, RECOVERY_SECONDS, f"{actor} does it")
         return deed
 
     def note_death(self, *pids: int) -> int:
@@ -192,22 +206,6 @@ class Scene:
         return [pid for name in CELLS if (pid := self.run.child(name)["pid"]) is not None]
 
 
-async def _is_settled(url: str) -> bool:
-    client = await connection.connect(ConnectionSpec(servers=(url,)), name="faults")
-    try:
-        for recorded in RECORDED:
-            info: dict[str, Any] | None = await api.consumer_info(
-                client, "FAULTS", f"faults-{recorded.actor}"
-            )
-            if info is None or info["num_pending"] or info["num_ack_pending"]:
-                return False
-        return True
-    except BrokerError:
-        return False
-    finally:
-        await client.close()
-
-
 # Each takes the scene and the victim, and returns what it did.
 Inflict = Callable[[Scene, str], Inflicted]
 
@@ -220,7 +218,7 @@ def in_handler(deed: str, *, is_deadly: bool = True) -> Inflict:
         scene.arm(victim, "handler", deed)
         done = scene.wait_for_deed(victim, not_before=began)
         if is_deadly:
-            scene.kills.append(done)
+            scene.kills.append(Kill(done.pid, done.at))
         return Inflicted(at=done.at, over=done.at, pid=done.pid if is_deadly else 0)
 
     return inflict
@@ -282,13 +280,19 @@ def suspend_all(scene: Scene, victim: str) -> Inflicted:
 def _suspend(pids: list[int], seconds: float) -> Inflicted:
     at = time.monotonic_ns()
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        _send(pid, signal.SIGSTOP)
     # It is how long they stand still that matters.
     time.sleep(seconds)
     over = time.monotonic_ns()
     for pid in reversed(pids):
-        os.kill(pid, signal.SIGCONT)
+        _send(pid, signal.SIGCONT)
     return Inflicted(at=at, over=over, pid=0)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    # Among others that fall and rise, it may be gone.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def kill_supervisor(scene: Scene, victim: str) -> Inflicted:
@@ -336,8 +340,7 @@ def _restart_broker(scene: Scene, end: Callable[[], None]) -> Inflicted:
     scene.server.start()
     # What is handled before that was held when the broker went.
     over = time.monotonic_ns()
-    wait_until(scene.is_ready, RECOVERY_SECONDS, "ready")
-    scene.outages.append(Outage(began, gone, time.monotonic_ns()))
+    scene.outages.append(Outage(began, gone, over))
     return Inflicted(at=began, over=over, pid=0)
 
 

@@ -18,13 +18,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from support.account import Kill, Outage, Recorded, Stage, account_of
+from support.account import Kill, Outage, Recorded, Stage, account_of, is_outage
 from support.load import publish_confirmed
 from support.nats import NatsServer
 from support.records import count_records
@@ -36,9 +34,7 @@ from support.relay import (
     Entered,
 )
 from support.running import Running, running, until
-from understudy.actors.errors import BrokerError
-from understudy.config.connection import ConnectionSpec
-from understudy.runtime.jetstream import api, connection
+from support.streams import count_messages, is_settled
 from understudy.runtime.jetstream.publisher import Publisher
 from understudy.runtime.telemetry.logs import configure_logging
 
@@ -116,13 +112,6 @@ class _Soak:
         self._progress = progress
         self._said = 0.0
 
-    def is_outage(self, moment: datetime) -> bool:
-        """Return whether a cell that failed then may have missed the broker, or waited for it in vain."""
-        at = time.monotonic_ns() - round((datetime.now(UTC) - moment).total_seconds() * 1e9)
-        return any(
-            outage.began <= at <= outage.ended + api.REQUEST_TIMEOUT_SECONDS * 1e9 for outage in self.outages
-        )
-
     def publish(self) -> None:
         """Publish everything, never far ahead; runs in a thread of its own."""
         try:
@@ -189,8 +178,7 @@ class _Soak:
             self.kills.append(Kill(supervision["pid"], time.monotonic_ns()))
 
     def _is_settled(self) -> bool:
-        consumers = asyncio.run(_consumers(self.server.url))
-        return all(info["num_pending"] == 0 and info["num_ack_pending"] == 0 for info in consumers)
+        return is_settled(self.server.url, "RELAY", [f"relay-{actor}" for actor in ACTORS])
 
     def _say(self, done: int) -> None:
         now = time.monotonic()
@@ -203,27 +191,6 @@ class _Soak:
                 file=sys.stderr,
                 flush=True,
             )
-
-
-async def _consumers(url: str) -> list[dict[str, Any]]:
-    client = await connection.connect(ConnectionSpec(servers=(url,)), name="soak")
-    try:
-        found = [await api.consumer_info(client, "RELAY", f"relay-{actor}") for actor in ACTORS]
-        return [info for info in found if info is not None]
-    except BrokerError:
-        return [{"num_pending": -1}]
-    finally:
-        await client.close()
-
-
-async def _dead_letters(url: str) -> int:
-    client = await connection.connect(ConnectionSpec(servers=(url,)), name="soak")
-    try:
-        info = await api.stream_info(client, "RELAY_DEAD_LETTERS")
-        assert info is not None
-        return int(info["state"]["messages"])
-    finally:
-        await client.close()
 
 
 def soak(
@@ -259,7 +226,7 @@ def soak(
         ends = Counter(
             str(entry["reason"])
             for entry in run.events("cell exited")
-            if entry["reason"] == KILLED or not work.is_outage(datetime.fromisoformat(entry["time"]))
+            if entry["reason"] == KILLED or not is_outage(work.outages, entry["time"])
         )
         exit_status = run.terminate(40)
     return Account(
@@ -268,7 +235,7 @@ def soak(
         kills=len(work.kills),
         outages=len(work.outages),
         ends=ends,
-        dead_letters=asyncio.run(_dead_letters(server.url)),
+        dead_letters=count_messages(server.url, "RELAY_DEAD_LETTERS"),
         exit_status=exit_status,
         stages={
             actor: account_of(recorded, records, messages, work.kills, work.outages)
