@@ -54,7 +54,9 @@ class CellRun:
         self.cell: Cell | None = None
         self.task: asyncio.Task[str] | None = None
 
-    def start_message(self, *, reason: str = "", crashed: bool = False) -> CellStart:
+    def start_message(
+        self, *, reason: str = "", crashed: bool = False, shutdown_timeout_seconds: float = 10
+    ) -> CellStart:
         """Return the start of the next generation of the app's first cell."""
         spec = self.app.spec().root.children[0]
         assert isinstance(spec, CellSpec)
@@ -70,7 +72,7 @@ class CellRun:
                 connection=ConnectionSpec(servers=(self.url,), fast_lane=self.fast_lane),
                 log_level="info",
                 log_format="console",
-                shutdown_timeout_seconds=10,
+                shutdown_timeout_seconds=shutdown_timeout_seconds,
             ),
             spec=spec,
             generation=self.generation,
