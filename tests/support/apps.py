@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import multiprocessing
 import os
+import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 from understudy.actors.actor import Actor
+from understudy.actors.context import Context, StartContext
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.supervision import Child, Supervisor
 from understudy.runtime.app import App
 from understudy.runtime.stream import Stream
 
+# What a recorder may use beyond what it has at its start.
+MEMORY_BYTES = 1024 * 1024 * 1024
 STREAM = Stream("TESTS", subjects=["tests.>"], storage="memory")
 
 
@@ -27,20 +35,48 @@ class Number(Event, subject="tests.numbers"):
     deed: str = ""
 
 
-class Recorder(Actor, key="value"):
+class PoolGone(Exception):
+    """What no recorder goes on after."""
+
+
+def get_stuck(number: int, frame: FrameType | None) -> None:
+    """Stand still in the main thread, where Python runs handlers of signals."""
+    time.sleep(3600)
+
+
+class Recorder(Actor, key="value", restart_on=[PoolGone]):
     """Writes each number into the file that HANDLED names, one write each."""
+
+    async def on_start(self, ctx: StartContext) -> None:
+        """Set a bound to memory."""
+        self.generation = ctx.generation
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
 
     @handles
     async def number(self, event: Number) -> None:
         """Do the deed and record the number."""
         if event.deed == "segfault":
             ctypes.string_at(0)
+        if event.deed == "exit":
+            os._exit(0)
         if event.deed == "block":
             time.sleep(3600)
+        if event.deed == "hold the GIL":
+            # Unlike CDLL, PyDLL keeps the lock over the call.
+            threading.Thread(target=ctypes.PyDLL(None).sleep, args=(3600,)).start()
+        if event.deed == "stick":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if event.deed == "want memory":
+            bytearray(MEMORY_BYTES * 2)
+        if event.deed == "fail" and self.generation == 1:
+            raise PoolGone("the pool is closed")
         if event.deed == "fork":
             multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,)).start()
-        if event.deed == "spawn":
-            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        if event.deed in ("spawn", "spawn apart"):
+            apart = event.deed == "spawn apart"
+            command = [sys.executable, "-c", "import time; time.sleep(3600)"]
+            subprocess.Popen(command, start_new_session=apart)
         with Path(os.environ["HANDLED"]).open("a") as handled:
             handled.write(f"{event.value} {os.getpid()} {time.time()}\n")
 
@@ -53,6 +89,8 @@ class Bystander(Actor):
         """Do nothing."""
 
 
+# In the main thread, where this is imported.
+signal.signal(signal.SIGUSR1, get_stuck)
 app = App(
     "tests",
     streams=[STREAM],
@@ -92,3 +130,43 @@ class Stubborn(Actor):
 
 
 stubborn = App("stubborn", streams=[STREAM], children=[Stubborn])
+
+
+class Unborn(Actor):
+    """Its process ends when it is made."""
+
+    def __init__(self) -> None:
+        os._exit(3)
+
+    @handles
+    async def number(self, event: Number) -> None:
+        """Do nothing."""
+
+
+class Endless(Actor, start_timeout_seconds=1):
+    """Its on_start never ends."""
+
+    async def on_start(self, ctx: object) -> None:
+        """Wait for nothing."""
+        await asyncio.Event().wait()
+
+    @handles
+    async def number(self, event: Number) -> None:
+        """Do nothing."""
+
+
+unborn = App("unborn", streams=[STREAM], children=[Unborn, Bystander])
+endless = App("endless", streams=[STREAM], children=[Endless, Bystander])
+
+
+class Brief(Actor, ordered=True, restart="transient"):
+    """Stops itself when it is told so."""
+
+    @handles
+    async def number(self, event: Number, ctx: Context) -> None:
+        """Stop."""
+        if event.deed == "stop":
+            ctx.stop()
+
+
+brief = App("brief", streams=[STREAM], children=[Brief, Bystander], strategy="one_for_all")
