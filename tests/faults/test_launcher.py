@@ -223,7 +223,8 @@ def test_nobody_but_handlers_subprocesses_is_left_after_the_launchers_sigkill(
     """Each process of ours is bound to its parent's life; theirs aren't, which is documented."""
     run = launch().wait_until_ready()
     theirs = start_subprocesses(run, nats_server.url)
-    ours = [one for one in run.processes() if one not in theirs]
+    apart = {one.pid for one in theirs}
+    ours = [one for one in run.processes() if one.pid not in apart]
     run.process.kill()
     run.wait()
     wait_until(lambda: not any(is_alive(one.pid, one.start_ticks) for one in ours), 2, "ours gone")
