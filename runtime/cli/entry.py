@@ -22,6 +22,7 @@ from understudy.actors.errors import (
 )
 from understudy.runtime.cli.check import check
 from understudy.runtime.cli.command import Command
+from understudy.runtime.cli.dead_letters import dead_letters
 from understudy.runtime.cli.demo import demo
 from understudy.runtime.cli.publish import publish
 from understudy.runtime.cli.run import run
@@ -63,10 +64,11 @@ _app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # A short help of its own where the first sentence of the docstring is too long for 80 columns.
-_app.command(cls=Command)(run)
+_app.command(cls=Command, short_help="Run an app's actors under supervision.")(run)
 _app.command(cls=Command, short_help="Show what an app declares, and how the server differs from it.")(check)
 _app.command(cls=Command)(publish)
 _app.command(cls=Command, short_help="Work through a month of real flights, whatever goes wrong.")(demo)
+_app.add_typer(dead_letters)
 
 
 def _print_version(wanted: bool) -> None:

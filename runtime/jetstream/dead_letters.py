@@ -1,4 +1,7 @@
-"""Dead letters: what can't be handled, kept whole in a stream of its own with the reason why."""
+"""Dead letters: what can't be handled, kept whole in a stream of its own with the reason why.
+
+`letter_stream` reads them again, and `replay` gives them back.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,7 @@ async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> 
         "Understudy-Sequence": str(letter.sequence),
         "Understudy-Attempts": str(letter.attempts),
         "Understudy-Actor": letter.actor,
+        "Understudy-Durable": letter.durable,
         "Understudy-Time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "Understudy-Trace-Id": letter.trace_id,
     }

@@ -102,6 +102,7 @@ async def test_a_letter_holds_the_original_and_why_it_was_given_up(
         "Understudy-Sequence": "7",
         "Understudy-Attempts": "2",
         "Understudy-Actor": "billing",
+        "Understudy-Durable": "shop-billing",
         "Understudy-Trace-Id": LETTER.trace_id,
     }
 

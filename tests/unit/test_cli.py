@@ -19,7 +19,7 @@ from understudy.runtime.cli import entry
 from understudy.runtime.cli.entry import main
 from understudy.runtime.system import CLEAN, DRAIN_TIMED_OUT, ESCALATED, KILLED
 
-COMMANDS = ("run", "check", "publish", "demo")
+COMMANDS = ("run", "check", "publish", "demo", "dead-letters")
 
 
 @pytest.fixture(autouse=True)
