@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,100 +9,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from support.terminal import Terminal, entries_until, until
 from understudy.runtime.broker.embedded import EmbeddedServer
-
-APP = """
-from understudy import Actor, App, Event, Stream, handles
-
-class Departed(Event, subject="flights.departed"):
-    carrier: str
-
-class Monitor(Actor):
-    @handles
-    async def departed(self, event: Departed) -> None:
-        print("handled", event.carrier, flush=True)
-
-app = App("cli-run", streams=[Stream("FLIGHTS", subjects=["flights.>"])], children=[Monitor])
-"""
-
-
-class Terminal:
-    """A working directory with an app in it, where commands are typed."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        (directory / "flights.py").write_text(APP)
-        mine = ("UNDERSTUDY_", "NATS_")
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
-        self.environment |= {
-            "XDG_CONFIG_HOME": str(directory),
-            "UNDERSTUDY_RUN_DIRECTORY": str(directory / "run"),
-        }
-        self.running: list[subprocess.Popen[str]] = []
-
-    def type(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "understudy.runtime", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.directory,
-            env=self.environment,
-        )
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "understudy.runtime", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self.directory,
-            env=self.environment,
-        )
-        self.running.append(process)
-        return process
-
-    def processes(self) -> list[psutil.Process]:
-        """Every process that works here, whoever its parent is."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.cwd() == str(self.directory):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
 
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    terminal = Terminal(tmp_path)
-    yield terminal
-    for process in terminal.running:
-        process.kill()
-        process.communicate()
-    psutil.wait_procs(terminal.processes(), timeout=5)
-
-
-def entries_until(process: subprocess.Popen[str], event: str) -> list[dict[str, Any]]:
-    """Read the log up to the event, that included; the test's timeout bounds it."""
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(json.loads(line))
-        if seen[-1]["event"] == event:
-            return seen
-    raise AssertionError(f"{event!r} was never logged: {seen}")
-
-
-def until(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
-    """Read the log up to the event, and return that."""
-    return entries_until(process, event)[-1]
+    with Terminal(tmp_path) as terminal:
+        yield terminal
 
 
 def test_an_embedded_run_is_fed_from_a_second_terminal_and_stops_clean(terminal: Terminal) -> None:
