@@ -34,6 +34,9 @@ def run(
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Start a nats-server along with it, its store in .understudy/.")
     ] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start the tree anew when a Python file or a setting is saved.")
+    ] = False,
     servers: Servers = None,
     http_port: HttpPort = None,
     log_level: LogLevel = None,
@@ -49,20 +52,19 @@ def run(
     if embedded and servers:
         raise ConfigurationError("--embedded starts a server of its own; leave out --servers")
     # Loaded when the command runs: --help needs none of it.
+    from understudy.runtime.cli.reload import Reloader
     from understudy.runtime.supervision.control import ControlPlaneError
     from understudy.runtime.system import CLEAN, ESCALATED, System
     from understudy.runtime.target import inspect_target
 
-    settings = settings_from(
-        config,
-        {
-            "nats.servers": servers,
-            "http.port": http_port,
-            "log.level": log_level,
-            "log.format": log_format,
-        },
-        find_server=not embedded,
-    )
+    flags: dict[str, object] = {
+        "nats.servers": servers,
+        "http.port": http_port,
+        "log.level": log_level,
+        "log.format": log_format,
+    }
+    settings = settings_from(config, flags, find_server=not embedded)
+    reloader = Reloader(target, config, flags, settings) if reload else None
     # Until the system hears signals itself, the first one ends the command just as cleanly. SIGINT too is
     # set, since a shell without job control has its background commands ignore it.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -74,6 +76,8 @@ def run(
             server = EmbeddedServer.start(settings.directory, sync_interval=settings.embedded.sync_interval)
             _explain_server(server, settings)
             settings = settings.with_servers(server.url)
+        if reloader is not None:
+            return reloader.run(server)
         with remedies(settings):
             return System(target=target, app=app, settings=settings, embedded=server).run()
     except ControlPlaneError as error:
