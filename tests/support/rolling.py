@@ -16,7 +16,6 @@ import heapq
 import json
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from operator import attrgetter
@@ -24,19 +23,26 @@ from pathlib import Path
 
 import msgspec
 
+from support.load import Load
 from support.nats import NatsServer
-from support.rolled import ACTORS, EVENTS, LAST_VERSION, OWNER, Record, count_records, read_records
+from support.rolled import (
+    ACTORS,
+    EVENTS,
+    LAST_VERSION,
+    OWNER,
+    Entered,
+    Record,
+    count_records,
+    read_records,
+)
 from support.running import Running, until
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import connection
-from understudy.runtime.jetstream.puback import PubAck
-from understudy.runtime.jetstream.publisher import Publisher
 from understudy.runtime.jetstream.topology import backlog
 from understudy.runtime.telemetry.logs import configure_logging
 
 KEYS = 256
 LATE_SECONDS = 1.0
-TICK_SECONDS = 0.005
 # How long what was published last may take to be handled: a redelivery that nobody expects included.
 SETTLE_SECONDS = 60.0
 
@@ -75,32 +81,31 @@ class Account(msgspec.Struct, kw_only=True):
     Args:
         published: events.
         seconds: from the first to the last of them.
-        a_second: of them, on average.
+        a_second, wanted_a_second: of them, on average.
         nodes: that ran side by side.
         rounds: in which each was replaced.
         exits: how often a node's run ended with which status.
         slowest_drain_seconds: from SIGTERM to the end of a node.
         slowest_start_seconds: from a node's start until it said that it is ready.
-        unpublished: events that the stream didn't confirm.
         actors: by name.
     """
 
     published: int
     seconds: float
     a_second: int
+    wanted_a_second: int
     nodes: int
     rounds: int
     exits: dict[int, int]
     slowest_drain_seconds: float
     slowest_start_seconds: float
-    unpublished: int
     actors: dict[str, Handled]
 
     def differences(self) -> list[str]:
         """Return what is not as it must be."""
         found = [f"{count} nodes ended with {status}" for status, count in self.exits.items() if status]
-        if self.unpublished:
-            found.append(f"{self.unpublished} events weren't stored")
+        if self.a_second < self.wanted_a_second * 0.95:
+            found.append(f"{self.a_second} events a second, not {self.wanted_a_second}")
         for name, handled in self.actors.items():
             found += [
                 f"{name}: {count} {what}"
@@ -118,60 +123,6 @@ class Account(msgspec.Struct, kw_only=True):
         return found
 
 
-class _Load:
-    """Publishes at a steady rate, in a thread of its own, until it is told to end."""
-
-    def __init__(self, url: str, rate: int) -> None:
-        self._url = url
-        self._rate = rate
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
-        self._failure: BaseException | None = None
-        self.published = 0
-        self.unconfirmed = 0
-        self.seconds = 0.0
-        # What the newest version alone handles is every second event.
-        self.version = 0
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raise what ended the load before its time."""
-        if self._failure is not None:
-            raise self._failure
-
-    def end(self) -> None:
-        """Return when all that was published is stored."""
-        self._ending.set()
-        self._thread.join()
-        self.check()
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._publish())
-        except BaseException as error:
-            self._failure = error
-
-    async def _publish(self) -> None:
-        async with Publisher.connect(self._url) as publisher:
-            began = time.monotonic()
-            while not self._ending.is_set():
-                due = round((time.monotonic() - began) * self._rate)
-                while self.published < due:
-                    number = self.published
-                    event_type = EVENTS[self.version if number % 2 else 0]
-                    event = event_type(number=number, key=number // 2 % KEYS, published=time.monotonic_ns())
-                    (await publisher.publish_async(event)).add_done_callback(self._on_stored)
-                    self.published += 1
-                await asyncio.sleep(TICK_SECONDS)
-            self.seconds = time.monotonic() - began
-
-    def _on_stored(self, stored: asyncio.Future[PubAck]) -> None:
-        if stored.cancelled() or stored.exception() is not None:
-            self.unconfirmed += 1
-
-
 class _Deploy:
     """The nodes, and how long each step took."""
 
@@ -183,6 +134,7 @@ class _Deploy:
         self._names = [f"node-{index}" for index in range(nodes)]
         self._runs: dict[str, Running] = {}
         self._progress = progress
+        self._newest = 0
         self._began = time.monotonic()
         self.exits = Counter[int]()
         self.drains: list[float] = []
@@ -192,14 +144,19 @@ class _Deploy:
         for name in self._names:
             self._start(name, 0)
 
-    def roll(self, version: int, load: _Load) -> None:
+    def make_event(self, number: int) -> Entered:
+        """Return the event of a number; every second of a key is one that only the newest version handles."""
+        event_type = EVENTS[self._newest if number // KEYS % 2 else 0]
+        return event_type(number=number, key=number % KEYS, published=time.monotonic_ns())
+
+    def roll(self, version: int) -> None:
         """Replace the nodes one after another."""
         for name in self._names:
             self._stop(name)
             if name == self._names[-1]:
-                load.version = version
+                # The last of the old processes is gone.
+                self._newest = version
             self._start(name, version)
-            load.check()
 
     def stop_all(self) -> None:
         for name in self._names:
@@ -274,7 +231,7 @@ def account_of(
             examples.append(f"{run.number} again {when}; first at {(first.at - began) / 1e9:.3f} s")
             continue
         firsts[run.number] = run
-        key = run.number // 2 % KEYS
+        key = run.number % KEYS
         if run.number < newest[key]:
             out_of_order += 1
             if actor == OWNER:
@@ -326,17 +283,18 @@ def roll(
     deploy = _Deploy(server.url, directory, nodes, progress)
     try:
         deploy.start_all()
-        load = _Load(server.url, rate)
-        load.start()
-        for version in range(1, rounds + 1):
-            deploy.roll(version, load)
-        # So that the last version, too, has handled what only it handles with all its nodes up.
-        stop_at = load.published + rate
-        until(lambda: load.published >= stop_at, 30)
-        load.end()
+        began = time.monotonic()
+        with Load(server.url, deploy.make_event, per_second=rate, keys=KEYS) as load:
+            for version in range(1, rounds + 1):
+                deploy.roll(version)
+            # So that the last version, too, handles what only it does with all its nodes up.
+            stop_at = load.published + rate
+            until(lambda: load.published >= stop_at, 30)
+            published = load.finish()
+        seconds = time.monotonic() - began
         deadline = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < deadline and any(
-            count_records(deploy.records, actor) < load.published for actor in ACTORS
+            count_records(deploy.records, actor) < published for actor in ACTORS
         ):
             time.sleep(0.05)
         deploy.stop_all()
@@ -344,20 +302,20 @@ def roll(
         deploy.kill()
     unsettled = asyncio.run(_unsettled(server.url))
     return Account(
-        published=load.published,
-        seconds=round(load.seconds, 1),
-        a_second=round(load.published / load.seconds),
+        published=published,
+        seconds=round(seconds, 1),
+        a_second=round(published / seconds),
+        wanted_a_second=rate,
         nodes=nodes,
         rounds=rounds,
         exits=dict(deploy.exits),
         slowest_drain_seconds=round(max(deploy.drains), 2),
         slowest_start_seconds=round(max(deploy.starts), 2),
-        unpublished=load.unconfirmed,
         actors={
             actor: account_of(
                 actor,
                 deploy.records,
-                published=load.published,
+                published=published,
                 unsettled=unsettled[actor],
                 late_seconds=late_seconds,
             )
