@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,9 +24,10 @@ from understudy.runtime.cell.fetch_ahead import FetchAhead
 from understudy.runtime.cell.lanes import Lanes, Mode
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.ownership import SoleOwner
+from understudy.runtime.cell.paused import read_paused
 from understudy.runtime.cell.pipeline import Pipeline
 from understudy.runtime.cell.start import CellStart
-from understudy.runtime.cell.status import HEARTBEAT_SECONDS, CellState, boottime
+from understudy.runtime.cell.status import HEARTBEAT_SECONDS, CellState, Pause, boottime
 from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
 from understudy.runtime.jetstream import api, connection
@@ -93,6 +95,7 @@ class Cell:
         self._open_breaker = ""
         self._resting = False
         self._blocked = 0
+        self._paused = False
         batch_sizes = [
             handler.batch.size for handler in self._child.spec.handlers if handler.batch is not None
         ]
@@ -135,6 +138,7 @@ class Cell:
         """
         self._loop = asyncio.get_running_loop()
         self._failure = self._loop.create_future()
+        self.look_at_pause()
         self._background = [
             asyncio.create_task(self._beat(), name="understudy-heartbeat"),
             asyncio.create_task(self._extend(), name="understudy-extend"),
@@ -172,6 +176,21 @@ class Cell:
         if self._prepared:
             self._subscription.quiesce()
             self._lanes.hurry()
+
+    def look_at_pause(self) -> None:
+        """Pause or go on as the operator has it; called by `run` too.
+
+        While paused nothing new is begun and nothing asked for, and what is held stays held.
+        """
+        paused = self._start.spec.name in read_paused(Path(self._start.run.run_directory))
+        if paused == self._paused:
+            return
+        self._paused = paused
+        _log.info("paused by the operator" if paused else "resumed by the operator")
+        if self._prepared:
+            self._pause_lanes()
+            self._show_state()
+        self._show_pause()
 
     def stop(self) -> None:
         """Begin to drain; may be called more than once, and before the cell is ready."""
@@ -291,6 +310,7 @@ class Cell:
             batches=self._pipeline.batches,
         )
         self._lanes.start()
+        self._pause_lanes()
         self._prepared = True
         return actor, taken_over
 
@@ -316,7 +336,7 @@ class Cell:
                 await self._subscription.look_for_owner()
         for delivery in taken_over.suspects:
             self._begin(delivery)
-            await self._lanes.quiet()
+            await self._lanes.quiet_and_unpaused()
         for delivery in taken_over.held:
             self._begin(delivery)
         self._mailbox.limit = self._fetch_ahead.limit
@@ -428,6 +448,22 @@ class Cell:
             self._mailbox.limit = self._fetch_ahead.limit
             self._subscription.settled()
 
+    def _pause_lanes(self) -> None:
+        if self._paused:
+            self._lanes.pause()
+        else:
+            self._lanes.resume()
+
+    def _show_pause(self) -> None:
+        """Say how far the operator's pause has come."""
+        if not self._paused:
+            pause = Pause.NONE
+        elif self._prepared and not (self._lanes.is_at_rest() and self._subscription.is_unasked()):
+            pause = Pause.PAUSING
+        else:
+            pause = Pause.PAUSED
+        self._status.gauge("pause", pause)
+
     def _on_idle(self) -> None:
         # Nothing more comes before the acks are written, so that they would wait for others in vain.
         if self._subscription.is_unasked():
@@ -462,6 +498,7 @@ class Cell:
             # The time that new ledger entries carry: a heartbeat's age makes no difference to an ack_wait.
             self._now = boottime()
             self._report()
+            self._show_pause()
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _extend(self) -> None:
@@ -524,6 +561,11 @@ class Cell:
             self._status.state(CellState.HALTED, self._halted)
         elif self._watchdog.stalled:
             self._status.state(CellState.STALLED, self._watchdog.stalled)
+        elif self._paused:
+            standby = self._ownership is not None and self._ownership.other
+            self._status.state(
+                CellState.PAUSED, f"paused by the operator{', another cell is active' if standby else ''}"
+            )
         elif self._ownership is not None and self._ownership.other:
             self._status.state(CellState.STANDBY, "another cell is active")
         elif self._open_breaker:
@@ -537,7 +579,7 @@ class Cell:
             self._status.state(CellState.UP)
         if not self._prepared:
             return
-        if self._halted or self._resting or self._blocked:
+        if self._halted or self._resting or self._blocked or self._paused:
             self._subscription.pause()
         else:
             self._subscription.resume()
@@ -564,7 +606,7 @@ class Cell:
         """Return whether nothing has to happen, as far as the cell can tell without asking the server."""
         return (
             self._draining
-            or bool(self._halted or self._open_breaker or self._blocked)
+            or bool(self._halted or self._open_breaker or self._blocked or self._paused)
             or self._client is None
             or not self._client.is_connected
             or bool(self._ownership is not None and self._ownership.other)

@@ -26,7 +26,7 @@ from understudy.runtime.app import App
 from understudy.runtime.cell.cell import Cell, failure_text
 from understudy.runtime.cell.control_actor import ControlActor
 from understudy.runtime.cell.failures import ActorFailed
-from understudy.runtime.cell.messages import Failed, Quiesce, Ready, Stop, Stopped
+from understudy.runtime.cell.messages import Failed, PauseChanged, Quiesce, Ready, Stop, Stopped
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.target import load_app
 from understudy.runtime.telemetry.logs import LogFormat, configure_logging
@@ -57,6 +57,8 @@ class CellHost(ControlActor):
                 self._begin(message, sender)
             case Quiesce():
                 self._in_cell(Cell.quiesce)
+            case PauseChanged():
+                self._in_cell(Cell.look_at_pause)
             case Stop():
                 self._stop_asked = True
                 self._in_cell(Cell.stop)
@@ -118,7 +120,8 @@ class CellHost(ControlActor):
     async def _run_cell(self, app: App) -> str:
         self._cell = Cell(self._start, app)
         self._loop = asyncio.get_running_loop()
-        # Set after the loop is known, so that a Stop is seen here or handed over, or both.
+        # Looked at after the loop is known, so that a Stop is seen here or handed over, or both. `run` does
+        # the same for a pause.
         if self._stop_asked:
             self._cell.stop()
         return await self._cell.run(self._say_ready)

@@ -96,6 +96,8 @@ class Lanes:
         self._running: set[HeldDelivery | HeldBatch] = set()
         self._stopping = False
         self._halted = False
+        self._paused = False
+        self._unpaused = asyncio.Event()
         self._sleepers: deque[asyncio.Future[None]] = deque()
         # Whether a worker that was woken hasn't run yet. It wakes the next one if there is more, so that
         # handlers that never wait don't have all workers come for nothing.
@@ -139,7 +141,22 @@ class Lanes:
 
     def is_stuck(self) -> bool:
         """Return whether something could be begun and nothing runs, which should never last."""
-        return bool(self._ready) and not self._running and self._mode is Mode.ALL and not self._halted
+        return bool(self._ready) and not self._running and self._may_begin()
+
+    def is_at_rest(self) -> bool:
+        """Return whether nothing runs."""
+        return not self._running
+
+    def pause(self) -> None:
+        """Begin nothing more until `resume`; what runs finishes."""
+        self._paused = True
+        self._unpaused.clear()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._paused = False
+        self._unpaused.set()
+        self._wake_all()
 
     def halt(self) -> None:
         """Begin nothing more until the cell is started anew; what is held stays held."""
@@ -179,12 +196,19 @@ class Lanes:
         if self._batches is not None:
             self._batches.begin_hurry()
         try:
-            while self._running or (self._ready and self._mode is Mode.ALL and not self._halted):
+            while self._running or (self._ready and self._may_begin()):
                 self._quiet.clear()
                 await self._quiet.wait()
         finally:
             if self._batches is not None:
                 self._batches.end_hurry()
+
+    async def quiet_and_unpaused(self) -> None:
+        """Wait as `quiet` does, but for a pause to end too, and for what is begun then."""
+        await self.quiet()
+        while self._paused:
+            await self._unpaused.wait()
+            await self.quiet()
 
     async def stop(self) -> None:
         """Begin nothing more, and return when what runs has finished."""
@@ -232,8 +256,11 @@ class Lanes:
                 burst = 0
                 await asyncio.sleep(0)
 
+    def _may_begin(self) -> bool:
+        return self._mode is Mode.ALL and not (self._halted or self._paused)
+
     def _take(self) -> HeldDelivery | HeldBatch | None:
-        if self._halted:
+        if self._halted or self._paused:
             return None
         if self._mode is not Mode.ALL:
             if self._mode is Mode.NONE or self._running:

@@ -37,6 +37,10 @@ class Quiesce(msgspec.Struct, frozen=True, kw_only=True):
     """Ask the stream for nothing more: the whole tree is about to stop, one child after the other."""
 
 
+class PauseChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """Look anew at which cells the operator has paused; supervisors hand it down to all below them."""
+
+
 class Stop(msgspec.Struct, frozen=True, kw_only=True):
     """Drain, answer Stopped, and end.
 

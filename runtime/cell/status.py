@@ -32,6 +32,14 @@ class CellState(enum.IntEnum):
     STANDBY = 9
 
 
+class Pause(enum.IntEnum):
+    """How far the operator's pause of a cell has come."""
+
+    NONE = 0
+    PAUSING = 1
+    PAUSED = 2
+
+
 class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A cell's status area at one moment.
 
@@ -44,6 +52,8 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
         heartbeat: when the data thread last ran, in seconds of CLOCK_BOOTTIME.
         control_heartbeat: when the main thread, which hears the supervisor, last ran.
         connected: whether the broker connection stands.
+        pause: how far a pause by the operator has come: `none`, `pausing` (what was begun goes on, and what
+            was asked for may arrive), `paused`.
         held, capacity: deliveries in the mailbox and its bound.
         counters: totals of this generation.
     """
@@ -54,6 +64,7 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: float
     control_heartbeat: float
     connected: bool
+    pause: str
     held: int
     capacity: int
     counters: dict[str, int]
@@ -74,9 +85,10 @@ COUNTERS = (
     "skipped",
 )
 # The heartbeat is the first word; gauges and counters follow in order. New ones are only ever appended.
-_INDEX = {name: index for index, name in enumerate((*_GAUGES, *COUNTERS), start=1)}
+_INDEX = {name: index for index, name in enumerate((*_GAUGES, *COUNTERS, "pause"), start=1)}
 # In the last word of the page, whatever else is appended.
 _CONTROL_HEARTBEAT_OFFSET = _REASON_OFFSET - 8
+_PAUSE_NAMES = {int(pause): pause.name.lower() for pause in Pause}
 _STATE_NAMES = {int(state): state.name.lower() for state in CellState}
 
 
@@ -127,7 +139,7 @@ class Status:
         """Set a gauge.
 
         Args:
-            name: `pid`, `connected`, `held` or `capacity`.
+            name: `pid`, `connected`, `held`, `capacity` or `pause`.
             value: at least 0.
         """
         self._words[_INDEX[name]] = value
@@ -173,6 +185,7 @@ def read_status(path: Path) -> CellStatus | None:
         heartbeat=read_heartbeat(data),
         control_heartbeat=struct.unpack_from("<d", data, _CONTROL_HEARTBEAT_OFFSET)[0],
         connected=bool(words[_INDEX["connected"]]),
+        pause=_PAUSE_NAMES.get(words[_INDEX["pause"]], "none"),
         held=words[_INDEX["held"]],
         capacity=words[_INDEX["capacity"]],
         counters={name: words[_INDEX[name]] for name in COUNTERS},

@@ -89,6 +89,7 @@ def test_a_new_file_says_who_owns_it_and_that_it_starts(path: Path) -> None:
         heartbeat=0.0,
         control_heartbeat=0.0,
         connected=False,
+        pause="none",
         held=0,
         capacity=16,
         counters=dict.fromkeys(COUNTERS, 0),
