@@ -8,6 +8,16 @@ from understudy.runtime.cell.start import RunSpec
 from understudy.runtime.specs import SupervisorSpec
 
 
+class Restart(msgspec.Struct, frozen=True, kw_only=True):
+    """Have these cells drain and start again, because the operator wants it; handed down the tree.
+
+    Args:
+        cells: their names.
+    """
+
+    cells: tuple[str, ...]
+
+
 class StartSupervisor(msgspec.Struct, frozen=True, kw_only=True):
     """Take charge of these children and start them.
 

@@ -33,7 +33,7 @@ import structlog
 from thespian.actors import ActorExitRequest, WakeupMessage
 
 from understudy.runtime.cell.control_actor import ControlActor
-from understudy.runtime.cell.messages import Failed, Quiesce, Ready, Stop, Stopped
+from understudy.runtime.cell.messages import Failed, PauseChanged, Quiesce, Ready, Stop, Stopped
 from understudy.runtime.cell.status import boottime
 from understudy.runtime.supervision.backoff import RESTART_CAP_SECONDS, START_CAP_SECONDS
 from understudy.runtime.supervision.child import Child, End, end_orphans
@@ -108,6 +108,8 @@ class Supervisor(ControlActor):
                 self._on_stopped(message)
             case Quiesce():
                 self._quiesce(self._children)
+            case PauseChanged():
+                self._hand_down(message)
             case Stop():
                 self._begin_stop(message.timeout_seconds)
             case _:
@@ -377,6 +379,14 @@ class Supervisor(ControlActor):
             child.kill(f"not up within {child.start_timeout_seconds:g} s")
         elif child.state == "up" and (hang := child.hang(now)):
             child.kill(hang)
+
+    # What the operator wants
+
+    def _hand_down(self, message: PauseChanged) -> None:
+        # A child that has no process now looks when it starts.
+        for child in self._children:
+            if child.process is not None:
+                self.send(child.address, message)
 
     # Stopping
 
