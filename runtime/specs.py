@@ -73,6 +73,14 @@ class SupervisorSpec(msgspec.Struct, frozen=True, kw_only=True, tag="supervisor"
     restart: RestartType = "permanent"
 
 
+def cell_names(supervisor: SupervisorSpec) -> list[str]:
+    """Return the names of all cells below a supervisor, in start order."""
+    names: list[str] = []
+    for child in supervisor.children:
+        names += [child.name] if isinstance(child, CellSpec) else cell_names(child)
+    return names
+
+
 class AppSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A whole app; `root` is the supervisor that holds its children."""
 

@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Coroutine
+import socket
+from collections.abc import Callable, Coroutine
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import structlog
@@ -23,19 +25,21 @@ import understudy.runtime.cell.host  # noqa: F401
 from understudy.actors.errors import BrokerError
 from understudy.config.connection import redact_url
 from understudy.config.settings import Settings
+from understudy.runtime.admin.nodes import Node
+from understudy.runtime.admin.operator import Operator, semantic
 from understudy.runtime.admin.port import check_port
 from understudy.runtime.broker.embedded import EmbeddedServer
 from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile
-from understudy.runtime.cell.messages import Stop
+from understudy.runtime.cell.messages import PauseChanged, Stop
 from understudy.runtime.cell.start import RunSpec
 from understudy.runtime.jetstream import connection
 from understudy.runtime.jetstream.pinning import unpin
 from understudy.runtime.jetstream.topology import ensure_topology
-from understudy.runtime.specs import AppSpec
+from understudy.runtime.specs import AppSpec, cell_names
 from understudy.runtime.supervision.child import describe_exit
 from understudy.runtime.supervision.control import ControlPlane, ControlPlaneError
 from understudy.runtime.supervision.health import missing_parts, silent_supervisors
-from understudy.runtime.supervision.messages import StartSupervisor
+from understudy.runtime.supervision.messages import Restart, StartSupervisor
 from understudy.runtime.supervision.processes import kill_descendants, reap_children
 from understudy.runtime.supervision.run_directory import RunDirectory
 from understudy.runtime.supervision.self_check import check_control_plane
@@ -80,6 +84,10 @@ class System:
         self._broker_state = "not connected yet"
         self._draining = False
         self._ending = False
+        # What the drain has left undone.
+        self._left: tuple[str, ...] = ()
+        self._node: Node
+        self._tell_root: Callable[[object], Coroutine[Any, Any, None]]
 
     def run(self) -> int:
         """Run until a signal or a failure ends it, and return the exit status; call it in the main thread.
@@ -97,6 +105,14 @@ class System:
         install_logging(level=self._settings.log.level)
         check_port(http.host, http.port)
         self._directory = RunDirectory.create(self._app.name)
+        self._node = Node(
+            app=self._app.name,
+            run_id=self._directory.run_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            revision=self._app.revision,
+            version=semantic(metadata.version("understudy")),
+        )
         try:
             if taken := self._directory.sweep(
                 {consumer.actor: consumer.cells for consumer in self._app.consumers}
@@ -205,17 +221,22 @@ class System:
             await plane.tell(
                 address, StartSupervisor(run=run, spec=self._app.root, generation=1, is_root=True)
             )
+            self._tell_root = partial(plane.tell, address)
+            operator = Operator(self, self._node, self._directory.path)
+            await operator.serve(client)
             await self._keep_up(root, url)
             if not root.ended.is_set():
                 await self._drain(plane, address, root)
             await self._release_pins(client)
-            return await self._verdict(root)
+            status = await self._verdict(root)
+            await operator.say_last(status, self._left)
+            return status
         finally:
             await connection.close(client)
 
     async def _prepare_broker(self, run: RunSpec) -> Any:
         client = await connection.connect(
-            run.connection, name=f"{run.app}/launcher", on_state=self._on_broker_state
+            run.connection, name=f"{run.app}/launcher {self._node.name}", on_state=self._on_broker_state
         )
         self._broker_state = "connected"
         for change in await ensure_topology(client, self._app, apply=True):
@@ -270,7 +291,8 @@ class System:
             _log.error("the tree gave up", supervisor=status.name, reason=status.reason)
             return ESCALATED
         if self._draining and not root.ended.is_set():
-            _log.error("not everything was drained", left=[f"supervisor {self._app.root.name}"])
+            self._left = (f"supervisor {self._app.root.name}",)
+            _log.error("not everything was drained", left=list(self._left))
             return DRAIN_TIMED_OUT
         if status is None or status.state != "stopped":
             # A dead admin takes the root along, and then is what is to be named.
@@ -278,7 +300,8 @@ class System:
             _log.error("control plane died", process="root supervisor")
             return ESCALATED
         if status.not_drained:
-            _log.error("not everything was drained", left=list(status.not_drained))
+            self._left = status.not_drained
+            _log.error("not everything was drained", left=list(self._left))
             return DRAIN_TIMED_OUT
         return CLEAN
 
@@ -289,6 +312,39 @@ class System:
                 await plane.shutdown()
                 for watched in self._deaths.values():
                     await watched.ended.wait()
+
+    # What the operator does
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the drain has begun."""
+        return self._stop.is_set()
+
+    def generations(self) -> dict[str, int]:
+        """Return every cell's name with its generation, 0 for one that was never started."""
+        started = {cell.name: cell.supervision.generation for cell in self.tree().cells()}
+        return {name: started.get(name, 0) for name in cell_names(self._app.root)}
+
+    async def pause_changed(self) -> None:
+        """Have every cell look anew whether it is paused.
+
+        Raises:
+            ControlPlaneError: the root doesn't hear.
+        """
+        await self._tell_root(PauseChanged())
+
+    async def restart(self, cells: tuple[str, ...]) -> None:
+        """Have these cells drain and start again.
+
+        Raises:
+            ControlPlaneError: the root doesn't hear.
+        """
+        await self._tell_root(Restart(cells=cells))
+
+    def begin_drain(self) -> float:
+        """Drain as at the first signal, and return how long that may take, in seconds."""
+        self._stop.set()
+        return self._settings.shutdown_timeout_seconds + ROOT_MARGIN_SECONDS
 
     # What the probes ask
 

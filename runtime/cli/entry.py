@@ -20,12 +20,15 @@ from understudy.actors.errors import (
     DeclarationError,
     UnderstudyError,
 )
+from understudy.runtime.cli.actor import actor
 from understudy.runtime.cli.check import check
 from understudy.runtime.cli.command import Command
 from understudy.runtime.cli.dead_letters import dead_letters
 from understudy.runtime.cli.demo import demo
+from understudy.runtime.cli.drain import drain
 from understudy.runtime.cli.publish import publish
 from understudy.runtime.cli.run import run
+from understudy.runtime.cli.tree import tree
 
 CLEAN = 0
 DIFFERENT = 1
@@ -51,9 +54,9 @@ Exit codes:
     0  clean
     1  a check found a difference
     2  usage or configuration
-    3  the broker can't be reached, or refuses
+    3  the broker can't be reached or refuses, or nobody answers
    70  the tree gave up, or an error of our own
-   75  not everything was drained
+   75  not everything was drained, or done in time
   130  interrupted, or killed by a second signal
 """
 
@@ -67,6 +70,9 @@ _app = typer.Typer(
 _app.command(cls=Command, short_help="Run an app's actors under supervision.")(run)
 _app.command(cls=Command, short_help="Show what an app declares, and how the server differs from it.")(check)
 _app.command(cls=Command)(publish)
+_app.command(cls=Command, short_help="Show the supervisors and cells of every node.")(tree)
+_app.add_typer(actor, name="actor")
+_app.command(cls=Command, short_help="Have a node drain and end, and wait until it has.")(drain)
 _app.command(cls=Command, short_help="Work through a month of real flights, whatever goes wrong.")(demo)
 _app.add_typer(dead_letters)
 

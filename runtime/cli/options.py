@@ -49,6 +49,13 @@ LogFormat = Annotated[
         show_default=False,
     ),
 ]
+AppName = Annotated[
+    str | None, typer.Option("--app", metavar="NAME", help="The app's name.", show_default=False)
+]
+NodeName = Annotated[
+    str | None,
+    typer.Option("--node", metavar="ID", help="One node: its run id, host or host:pid.", show_default=False),
+]
 
 
 def settings_from(

@@ -19,7 +19,7 @@ from understudy.runtime.cli import entry
 from understudy.runtime.cli.entry import main
 from understudy.runtime.system import CLEAN, DRAIN_TIMED_OUT, ESCALATED, KILLED
 
-COMMANDS = ("run", "check", "publish", "demo", "dead-letters")
+COMMANDS = ("run", "check", "publish", "dead-letters", "tree", "drain", "demo")
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,15 @@ def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture[str], comman
     """One that can be typed."""
     assert main([command, "--help"]) == 0
     assert f"Example: understudy {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "restart"])
+def test_help_of_actor_teaches_with_examples_too(capsys: pytest.CaptureFixture[str], action: str) -> None:
+    """Each action is a command of its own, which `actor --help` names in one line."""
+    assert main(["actor", "--help"]) == 0
+    assert re.search(rf"^  {action} +[A-Z][^\n]*[^.]\.$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["actor", action, "--help"]) == 0
+    assert f"Example: understudy actor {action} " in capsys.readouterr().out
 
 
 def test_the_top_level_help_says_where_settings_come_from_and_what_exit_codes_mean(

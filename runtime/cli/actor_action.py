@@ -1,0 +1,133 @@
+"""What `understudy actor` does: tell every node, and watch its tree until it is so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+import typer
+
+from understudy.actors.errors import ConfigurationError
+from understudy.runtime.admin.nodes import Action, ActorReply, ActorRequest, Node
+from understudy.runtime.cli.nodes import connected, describe, find, read_node
+from understudy.runtime.jetstream.services import Absent, Refused, Unanswered, ask
+
+if TYPE_CHECKING:
+    from understudy.config.settings import Settings
+    from understudy.runtime.jetstream.connection import Connection
+    from understudy.runtime.supervision.tree import Cell
+
+DONE = 0
+NOT_DONE = 75
+POLL_SECONDS = 0.2
+
+
+async def act(
+    settings: Settings, action: Action, name: str, app: str | None, node: str | None, timeout_seconds: float
+) -> int:
+    """Do it on every node, print what became of it, and return the exit status.
+
+    Args:
+        settings: where the broker is.
+        action: what.
+        name: an actor's or a cell's.
+        app: whose nodes; None if there is but one.
+        node: which node; None for all.
+        timeout_seconds: how long to wait until it is so.
+
+    Raises:
+        ConfigurationError: there is no such actor, cell, app or node.
+        BrokerError: no node answers.
+    """
+    async with connected(settings) as client:
+        nodes = (await find(client, settings, app)).of_one_app().named(node)
+        body = msgspec.json.encode(ActorRequest(action=action, name=name))
+        answers = await asyncio.gather(*(_tell(client, one, body) for one in nodes.answering))
+        if answers and all(isinstance(answer, Refused) and answer.code == "404" for answer in answers):
+            raise ConfigurationError(str(answers[0]))
+        results = await asyncio.gather(
+            *(
+                _watch(client, one, action, answer, timeout_seconds)
+                for one, answer in zip(nodes.answering, answers, strict=True)
+            )
+        )
+    done = True
+    for one, (so, lines) in zip(nodes.answering, results, strict=True):
+        done &= so
+        for line in lines:
+            typer.echo(f"{describe(one)}: {line}")
+    for silent in nodes.silent:
+        done = False
+        typer.echo(f"{describe(silent)}: connected, but doesn't answer")
+    return DONE if done else NOT_DONE
+
+
+async def _tell(client: Connection, node: Node, body: bytes) -> ActorReply | Refused | Absent | Unanswered:
+    try:
+        return msgspec.json.decode(await ask(client, node.subject("actor"), body), type=ActorReply)
+    except (Refused, Absent, Unanswered) as failure:
+        return failure
+
+
+async def _watch(
+    client: Connection,
+    node: Node,
+    action: Action,
+    told: ActorReply | Refused | Absent | Unanswered,
+    timeout_seconds: float,
+) -> tuple[bool, list[str]]:
+    """Return whether it is so on a node, and what to say of each of the cells."""
+    if isinstance(told, Refused):
+        # Another revision of the app may not have it.
+        return told.code == "404", [str(told)]
+    if isinstance(told, Absent):
+        return True, ["has ended meanwhile"]
+    if isinstance(told, Unanswered):
+        return False, ["doesn't answer"]
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_seconds
+    while True:
+        try:
+            _, root = await read_node(client, node)
+        except Absent:
+            return True, ["has ended meanwhile"]
+        except Unanswered:
+            so, lines = False, ["doesn't answer"]
+        else:
+            cells = {cell.name: cell for cell in root.cells()}
+            so, lines = _judge(action, told.generations, cells)
+        if so or loop.time() >= deadline:
+            return so, lines
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _judge(
+    action: Action, generations: Mapping[str, int], cells: Mapping[str, Cell]
+) -> tuple[bool, list[str]]:
+    judged = [
+        (name, *_judge_cell(action, generation, cells.get(name))) for name, generation in generations.items()
+    ]
+    return all(so for _, so, _ in judged), [f"{name} {text}" for name, _, text in judged]
+
+
+def _judge_cell(action: Action, generation: int, cell: Cell | None) -> tuple[bool, str]:
+    if cell is None:
+        return False, "has not been started yet"
+    by_parent, own = cell.supervision, cell.status
+    not_up = f"is not up: {cell.problem}" if cell.problem else "is up"
+    if action == "restart":
+        if by_parent.generation <= generation:
+            return False, f"still runs in generation {by_parent.generation}"
+        return by_parent.state in ("up", "stopped"), f"{not_up}, in generation {by_parent.generation}"
+    if by_parent.pid is None:
+        # It begins as the operator wants it.
+        return True, not_up
+    pause = own.pause if own is not None else "none"
+    if action == "pause":
+        held = f", {own.held} held" if own is not None and own.held else ""
+        return pause == "paused", {"paused": f"is paused{held}", "pausing": f"is still pausing{held}"}.get(
+            pause, "is not paused yet"
+        )
+    return pause == "none", not_up if pause == "none" else "is still paused"

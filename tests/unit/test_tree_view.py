@@ -1,0 +1,114 @@
+"""A node's tree as text."""
+
+from __future__ import annotations
+
+from understudy.runtime.admin.nodes import Node, TreeReply
+from understudy.runtime.cell.status import COUNTERS, CellStatus
+from understudy.runtime.cli.tree_view import WIDTH, view
+from understudy.runtime.supervision.statefile import ChildStatus, SupervisorStatus
+from understudy.runtime.supervision.tree import Cell, Supervisor
+
+NODE = Node(app="shop", run_id="0123456789abcdef", host="web-1", pid=4711, revision=3, version="0.1.0")
+
+
+def child(name: str, **fields: object) -> ChildStatus:
+    """Return what a supervisor says of a child."""
+    defaults = {
+        "kind": "cell",
+        "state": "up",
+        "pid": 1,
+        "start_ticks": 1,
+        "generation": 1,
+        "restarts": 0,
+        "last_reason": "",
+        "crashed": False,
+        "cell_file": "",
+    }
+    return ChildStatus(name=name, **(defaults | fields))  # type: ignore[arg-type]
+
+
+def cell(name: str, state: str = "up", reason: str = "", pause: str = "none", **fields: object) -> Cell:
+    """Return a cell."""
+    status = CellStatus(
+        pid=1,
+        state=state,
+        reason=reason,
+        heartbeat=1.0,
+        connected=True,
+        pause=pause,
+        held=12,
+        capacity=64,
+        counters=dict.fromkeys(COUNTERS, 0) | {"handled": 1_234_567, "failed": 89, "dead_lettered": 7},
+    )
+    return Cell(name=name, supervision=child(name, **fields), status=status)
+
+
+def supervisor(name: str, *children: Cell | Supervisor, supervision: ChildStatus | None = None) -> Supervisor:
+    """Return a supervisor that is up."""
+    status = SupervisorStatus(
+        name=name,
+        pid=1,
+        generation=2,
+        state="up",
+        reason="",
+        heartbeat=1.0,
+        not_drained=(),
+        children=(),
+    )
+    return Supervisor(name=name, supervision=supervision, status=status, children=children)
+
+
+def lines(root: Supervisor, **not_ready: str) -> list[str]:
+    """Return a node's lines."""
+    return list(view(TreeReply(node=NODE, not_ready=not_ready, tree=None), root))
+
+
+SMALL = """\
+shop on web-1:4711  run 0123456789abcdef  revision 3  ready
+                                           STATE       GEN RESTARTS   HELD    HANDLED  FAILED   DEAD
+shop                                       up            2        0
+├─ ops                                     up            1        0
+│  ├─ billing/0                            paused        2        1     12    1234567      89      7
+│  │     paused by the operator
+│  │     last ended: hang
+│  └─ billing/1                            pausing       1        0     12    1234567      89      7
+└─ mail/0                                  standby       1        0     12    1234567      89      7
+      another cell is active
+"""
+
+
+def test_the_whole_of_a_small_node() -> None:
+    """Who it is, then a line for each supervisor and cell, and beneath it why it is so and was restarted."""
+    ops = supervisor(
+        "ops",
+        cell("billing/0", "paused", "paused by the operator", generation=2, restarts=1, last_reason="hang"),
+        cell("billing/1", "up", pause="pausing"),
+        supervision=child("ops", kind="supervisor"),
+    )
+    mail = cell("mail/0", "standby", "another cell is active")
+    assert lines(supervisor("shop", ops, mail)) == SMALL.splitlines()
+
+
+def test_a_cell_that_is_not_up_is_told_by_its_supervisor() -> None:
+    """Its own last word is older."""
+    root = supervisor("shop", cell("billing/0", "up", last_reason="killed"))
+    assert "up " in lines(root)[3]
+    waiting = Cell(
+        name="billing/0",
+        supervision=child("billing/0", state="backoff", pid=None, last_reason="RuntimeError: no database"),
+        status=None,
+    )
+    shown = lines(supervisor("shop", waiting), **{"cell billing/0": "backoff"})
+    assert shown[0].endswith("not ready")
+    assert shown[1] == "  cell billing/0: backoff"
+    assert shown[4].split() == ["└─", "billing/0", "backoff", "1", "0"]
+    assert shown[5] == "      last ended: RuntimeError: no database"
+
+
+def test_nothing_is_wider_than_a_terminal() -> None:
+    """Long names and reasons are cut, and a reason of several lines is one."""
+    reason = "ValueError: " + "no\nsuch " * 40
+    root = supervisor("s" * 200, cell("c" * 200, "halted", reason, last_reason=reason))
+    shown = lines(root, part="x" * 200)
+    assert max(map(len, shown)) <= WIDTH == 100
+    assert not any("\n" in line for line in shown)
