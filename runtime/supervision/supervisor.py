@@ -38,7 +38,7 @@ from understudy.runtime.cell.status import boottime
 from understudy.runtime.supervision.backoff import RESTART_CAP_SECONDS, START_CAP_SECONDS
 from understudy.runtime.supervision.child import Child, End, end_orphans
 from understudy.runtime.supervision.intensity import Intensity
-from understudy.runtime.supervision.messages import StartSupervisor
+from understudy.runtime.supervision.messages import Restart, StartSupervisor
 from understudy.runtime.supervision.statefile import (
     SupervisorState,
     SupervisorStatus,
@@ -54,6 +54,7 @@ LATE_SECONDS = 1.0
 PREDECESSOR_POLL_SECONDS = 0.01
 # What a child is given less than its supervisor, so that the supervisor still has time to report.
 STOP_MARGIN_SECONDS = 0.5
+BY_THE_OPERATOR = "restarted by the operator"
 
 _log = structlog.get_logger(__name__)
 
@@ -110,6 +111,8 @@ class Supervisor(ControlActor):
                 self._quiesce(self._children)
             case PauseChanged():
                 self._hand_down(message)
+            case Restart():
+                self._restart_for_operator(message)
             case Stop():
                 self._begin_stop(message.timeout_seconds)
             case _:
@@ -169,7 +172,7 @@ class Supervisor(ControlActor):
         if not child.predecessor_is_gone():
             self._after(PREDECESSOR_POLL_SECONDS, partial(self._spawn, child))
             return
-        child.restarts += child.generation > 0
+        child.restarts += child.generation > 0 and child.stopped_for != BY_THE_OPERATOR
         child.generation += 1
         own_class = f"{type(self).__module__}.{type(self).__qualname__}"
         address = self.createActor(self.cell_host if child.is_cell else own_class)
@@ -382,11 +385,19 @@ class Supervisor(ControlActor):
 
     # What the operator wants
 
-    def _hand_down(self, message: PauseChanged) -> None:
-        # A child that has no process now looks when it starts.
+    def _hand_down(self, message: PauseChanged | Restart) -> None:
+        # A child that has no process now looks when it starts, or is started anew as it is.
         for child in self._children:
             if child.process is not None:
                 self.send(child.address, message)
+
+    def _restart_for_operator(self, message: Restart) -> None:
+        """Restart those of these cells that are ours, without their siblings and as no failure of theirs."""
+        if self._stopping:
+            return
+        self._hand_down(message)
+        if names := [child.name for child in self._children if child.name in message.cells]:
+            self._restart_together(names, names, boottime(), BY_THE_OPERATOR)
 
     # Stopping
 
