@@ -110,10 +110,12 @@ class TreeReply(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         node: which.
         not_ready: what isn't at work, each with why; empty if the node is ready.
+        clock: its CLOCK_BOOTTIME, by which the times in the tree are to be read.
         tree: the root supervisor and all below it, as `/api/tree` has it.
     """
 
     node: Node
+    clock: float
     not_ready: dict[str, str]
     tree: Any
 

@@ -24,6 +24,7 @@ from understudy.runtime.admin.nodes import (
     TreeReply,
 )
 from understudy.runtime.cell.paused import read_paused, write_paused
+from understudy.runtime.cell.status import boottime
 from understudy.runtime.jetstream import services
 from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.services import Question, Refused
@@ -112,7 +113,7 @@ class Operator:
     async def _tree(self, _: Question) -> bytes:
         operated = self._operated
         return msgspec.json.encode(
-            TreeReply(node=self._node, not_ready=operated.not_ready(), tree=operated.tree())
+            TreeReply(node=self._node, clock=boottime(), not_ready=operated.not_ready(), tree=operated.tree())
         )
 
     async def _actor(self, question: Question) -> bytes:

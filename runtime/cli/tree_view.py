@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from understudy.runtime.admin.nodes import TreeReply
+from understudy.runtime.supervision.statefile import ChildStatus
 from understudy.runtime.supervision.tree import Cell, Supervisor
 
 WIDTH = 100
@@ -26,27 +27,30 @@ def view(reply: TreeReply, root: Supervisor) -> Iterator[str]:
     yield _fit(f"{node.app} on {node.name}  run {node.run_id}  {revision}  {ready}")
     yield from (_fit(f"  {part}: {why}") for part, why in reply.not_ready.items())
     yield _row("", _COLUMNS)
-    yield from _supervisor(root, "", "")
+    yield from _supervisor(root, "", "", reply.clock)
 
 
-def _supervisor(supervisor: Supervisor, margin: str, below: str) -> Iterator[str]:
+def _supervisor(supervisor: Supervisor, margin: str, below: str, now: float) -> Iterator[str]:
     own, by_parent = supervisor.status, supervisor.supervision
     # Its own word is the last before it died, where its supervisor knows better.
     state = by_parent.state if by_parent and (own is None or by_parent.state != "up") else own and own.state
     generation = by_parent.generation if by_parent else own.generation if own else 0
     restarts = by_parent.restarts if by_parent else 0
     yield _row(margin + supervisor.name, (state or "starting", generation, restarts))
-    last_reason = by_parent.last_reason if by_parent else ""
-    yield from _notes(below, bool(supervisor.children), last_reason, own.reason if own else "")
+    yield from _notes(
+        below + ("│  " if supervisor.children else "   "), by_parent, own.reason if own else "", now
+    )
     for child in supervisor.children:
         last = child is supervisor.children[-1]
         first, further = (below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "))
         yield from (
-            _cell(child, first, further) if isinstance(child, Cell) else _supervisor(child, first, further)
+            _cell(child, first, further, now)
+            if isinstance(child, Cell)
+            else _supervisor(child, first, further, now)
         )
 
 
-def _cell(cell: Cell, margin: str, below: str) -> Iterator[str]:
+def _cell(cell: Cell, margin: str, below: str, now: float) -> Iterator[str]:
     by_parent, own = cell.supervision, cell.status
     state, reason = by_parent.state, ""
     counts: tuple[object, ...] = ()
@@ -57,16 +61,17 @@ def _cell(cell: Cell, margin: str, below: str) -> Iterator[str]:
                 state = "pausing"  # type: ignore[assignment]
         counts = (own.held, *(own.counters[name] for name in ("handled", "failed", "dead_lettered")))
     yield _row(margin + cell.name, (state, by_parent.generation, by_parent.restarts, *counts))
-    yield from _notes(below, False, by_parent.last_reason, reason)
+    yield from _notes(f"{below}   ", by_parent, reason, now)
 
 
-def _notes(below: str, has_children: bool, last_reason: str, reason: str) -> Iterator[str]:
-    """Yield why something is as it is, and why it last ended."""
-    margin = below + ("│  " if has_children else "   ")
+def _notes(margin: str, by_parent: ChildStatus | None, reason: str, now: float) -> Iterator[str]:
+    """Yield why something is as it is, when it is started again, and why it last ended."""
     if reason:
         yield _fit(f"{margin}{reason}")
-    if last_reason:
-        yield _fit(f"{margin}last ended: {last_reason}")
+    if by_parent and by_parent.starts_at is not None:
+        yield _fit(f"{margin}starts again in {max(0.0, by_parent.starts_at - now):.1f} s")
+    if by_parent and by_parent.last_reason:
+        yield _fit(f"{margin}last ended: {by_parent.last_reason}")
 
 
 def _row(name: str, values: tuple[object, ...]) -> str:

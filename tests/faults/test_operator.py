@@ -208,6 +208,56 @@ def test_a_pause_outlives_a_killed_cell_and_a_killed_supervisor(nodes: Nodes, ki
     assert set(nodes.handled().values()) == {1}
 
 
+def test_a_restart_is_graceful_and_no_failure(nodes: Nodes) -> None:
+    """The cell drains and goes on in its next generation; nothing counts it as a restart."""
+    node = nodes.start("a")
+    ops, root = node.child("ops"), nodes.trees()[0]["tree"]["status"]
+    nodes.publish(range(300))
+    wait_until(lambda: len(nodes.handled()) > 3)
+    # One more than its supervisor would bear as failures.
+    for generation in range(2, 7):
+        restarted = nodes.type("actor", "restart", "recorder")
+        assert restarted.returncode == 0, restarted.stderr
+        assert restarted.stdout == f"recorder on {name(node)}: {CELL} is up, in generation {generation}\n"
+    child = node.child(CELL)
+    assert (child["generation"], child["restarts"], child["crashed"]) == (6, 0, False)
+    assert child["last_reason"] == "restarted by the operator"
+    assert (node.child("ops")["pid"], node.child("ops")["generation"]) == (ops["pid"], 1)
+    assert nodes.trees()[0]["tree"]["status"]["pid"] == root["pid"]
+    wait_until(lambda: len(nodes.handled()) == 300, 20)
+    assert set(nodes.handled().values()) == {1}
+    assert node.log("escalated") == []
+
+
+def test_a_restart_leaves_siblings_alone_whatever_the_strategy(
+    tmp_path: Path, nats_server: NatsServer
+) -> None:
+    """Here one_for_all, which after a failure would restart both."""
+    nodes = Nodes(tmp_path, nats_server)
+    with Launched(tmp_path / "a", "support.apps:together", servers=nats_server.url) as node:
+        node.wait_until_ready()
+        sibling = node.child("bystander/0")["pid"]
+        assert nodes.type("actor", "restart", "recorder").returncode == 0
+        assert node.child("recorder/0")["generation"] == 2
+        assert node.child("bystander/0")["pid"] == sibling
+
+
+def test_a_paused_cell_that_is_restarted_is_paused_again(nodes: Nodes) -> None:
+    """It gives back what it held, and has it again after the pause."""
+    node = nodes.start("a")
+    nodes.publish(range(200))
+    wait_until(lambda: len(nodes.handled()) > 3)
+    assert nodes.type("actor", "pause", "recorder").returncode == 0
+    before = nodes.handled()
+    restarted = nodes.type("actor", "restart", CELL)
+    assert restarted.stdout == f"recorder on {name(node)}: {CELL} is up, in generation 2\n"
+    assert nodes.type("actor", "pause", "recorder").stdout == f"recorder on {name(node)}: {CELL} is paused\n"
+    assert nodes.handled() == before
+    assert nodes.type("actor", "resume", "recorder").returncode == 0
+    wait_until(lambda: len(nodes.handled()) == 200, 20)
+    assert set(nodes.handled().values()) == {1}
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(nodes: Nodes) -> None:
     """And nothing is done."""
     nodes.start("a")

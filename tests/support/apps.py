@@ -97,6 +97,11 @@ app = App(
     children=[Child(Recorder, hang_timeout_seconds=2.0), Supervisor("inner", children=[Bystander])],
 )
 forking = App("forking", streams=[STREAM], children=[Supervisor("inner", children=[Recorder])])
+together = App(
+    "together",
+    streams=[STREAM],
+    children=[Supervisor("inner", strategy="one_for_all", children=[Recorder, Bystander])],
+)
 # Bears one restart, and so would not bear two.
 narrow = App("narrow", streams=[STREAM], children=[Recorder], max_restarts=1, max_seconds=60.0)
 strict = App("strict", streams=[STREAM], children=[Recorder, Bystander], max_restarts=0)

@@ -34,6 +34,7 @@ def cell(name: str, state: str = "up", reason: str = "", pause: str = "none", **
         state=state,
         reason=reason,
         heartbeat=1.0,
+        control_heartbeat=1.0,
         connected=True,
         pause=pause,
         held=12,
@@ -60,7 +61,7 @@ def supervisor(name: str, *children: Cell | Supervisor, supervision: ChildStatus
 
 def lines(root: Supervisor, **not_ready: str) -> list[str]:
     """Return a node's lines."""
-    return list(view(TreeReply(node=NODE, not_ready=not_ready, tree=None), root))
+    return list(view(TreeReply(node=NODE, clock=100.0, not_ready=not_ready, tree=None), root))
 
 
 SMALL = """\
@@ -95,14 +96,16 @@ def test_a_cell_that_is_not_up_is_told_by_its_supervisor() -> None:
     assert "up " in lines(root)[3]
     waiting = Cell(
         name="billing/0",
-        supervision=child("billing/0", state="backoff", pid=None, last_reason="RuntimeError: no database"),
+        supervision=child(
+            "billing/0", state="backoff", pid=None, last_reason="RuntimeError: no database", starts_at=102.5
+        ),
         status=None,
     )
     shown = lines(supervisor("shop", waiting), **{"cell billing/0": "backoff"})
     assert shown[0].endswith("not ready")
     assert shown[1] == "  cell billing/0: backoff"
     assert shown[4].split() == ["└─", "billing/0", "backoff", "1", "0"]
-    assert shown[5] == "      last ended: RuntimeError: no database"
+    assert shown[5:] == ["      starts again in 2.5 s", "      last ended: RuntimeError: no database"]
 
 
 def test_nothing_is_wider_than_a_terminal() -> None:
