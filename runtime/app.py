@@ -14,7 +14,15 @@ from understudy.actors.names import check_integer, check_name, nearest
 from understudy.actors.policies import CircuitBreaker
 from understudy.actors.subjects import overlap
 from understudy.actors.supervision import Child, ChildLike, Strategy, Supervisor
-from understudy.runtime.specs import AppSpec, CellSpec, ConsumerSpec, StreamSpec, SupervisorSpec
+from understudy.runtime.specification import hash_specification
+from understudy.runtime.specs import (
+    AppSpec,
+    CellSpec,
+    ConsumerSpec,
+    StreamSpec,
+    SupervisorSpec,
+    default_durable,
+)
 from understudy.runtime.stream import Stream, holds
 
 ROOT = "root"
@@ -106,9 +114,10 @@ class App:
 
     def _consumer(self, child: Child) -> ConsumerSpec:
         spec, options = child.spec, child.spec.options
+        stream = _find_stream(self._streams, spec, f"app {self.name!r}: actor {spec.name!r}")
         return ConsumerSpec(
-            durable=options.durable or f"{self.name}-{spec.name}",
-            stream=_find_stream(self._streams, spec, f"app {self.name!r}: actor {spec.name!r}"),
+            durable=options.durable or default_durable(self.name, spec.name),
+            stream=stream,
             filters=spec.filters,
             ack_wait_seconds=options.ack_wait_seconds,
             start=options.start,
@@ -116,6 +125,7 @@ class App:
             cells=options.replicas,
             actor=spec.name,
             sole_owner=options.is_sole_owner,
+            specification=hash_specification(spec, stream),
         )
 
     def _supervisor(self, supervisor: Supervisor) -> SupervisorSpec:

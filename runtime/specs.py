@@ -29,7 +29,8 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
 class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An actor's durable consumer; `capacity` is that of one of its `cells`.
 
-    `sole_owner` says that one cell alone is active, over all nodes.
+    `sole_owner` says that one cell alone is active, over all nodes; `specification` is a hash of all that the
+    user has declared of the actor.
     """
 
     durable: str
@@ -41,6 +42,12 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     cells: int
     actor: str
     sole_owner: bool
+    specification: str
+
+
+def default_durable(app: str, actor: str) -> str:
+    """The name of an actor's durable where its options give none."""
+    return f"{app}-{actor}"
 
 
 class CellSpec(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):

@@ -33,6 +33,7 @@ from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile
 from understudy.runtime.cell.messages import PauseChanged, Stop
 from understudy.runtime.cell.start import RunSpec
 from understudy.runtime.jetstream import connection
+from understudy.runtime.jetstream.changes import Topology
 from understudy.runtime.jetstream.pinning import unpin
 from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.specs import AppSpec, cell_names
@@ -239,8 +240,7 @@ class System:
             run.connection, name=f"{run.app}/launcher {self._node.name}", on_state=self._on_broker_state
         )
         self._broker_state = "connected"
-        for change in await ensure_topology(client, self._app, apply=True):
-            _log.info("topology changed", change=change.done)
+        _report_topology(await ensure_topology(client, self._app, apply=True))
         return client
 
     def _on_broker_state(self, state: str) -> None:
@@ -362,6 +362,17 @@ class System:
     def tree(self) -> Supervisor:
         """Return the tree as it is now."""
         return read_tree(self._directory.path, self._app.root.name)
+
+
+def _report_topology(topology: Topology) -> None:
+    """Say what was changed on the server, and what is left as a newer revision made it."""
+    for change in topology.changes:
+        if change.kind != "kept":
+            _log.info("topology changed", change=change.done)
+            if change.remedy:
+                _log.warning("differs from what ran before", change=change.advice)
+    if kept := [str(change) for change in topology.changes if change.kind == "kept"]:
+        _log.warning("a newer revision is deployed; left as it is", differences=kept)
 
 
 class _Watched:

@@ -14,7 +14,7 @@ from understudy.runtime.specs import SupervisorSpec
 
 if TYPE_CHECKING:
     from understudy.config.connection import ConnectionSpec
-    from understudy.runtime.jetstream.topology import Change
+    from understudy.runtime.jetstream.changes import Topology
     from understudy.runtime.specs import AppSpec
 
 
@@ -29,7 +29,9 @@ def check(
 
     Example: understudy check flights:app
 
-    Changes nothing without --apply. Exits 1 if the server differs from what is declared.
+    Changes nothing without --apply, which makes and changes all that can be, but for what a newer revision of
+    the app has made. Exits 1 if the server differs from what is declared. What is left over from actors that
+    are gone is listed, and never deleted.
     """
     from understudy.runtime.target import inspect_target
 
@@ -38,15 +40,16 @@ def check(
     if not as_json:
         typer.echo("\n".join(_describe(app)))
     with remedies(settings):
-        changes = asyncio.run(_compare(settings.connection(), app, apply=apply))
+        topology = asyncio.run(_compare(settings.connection(), app, apply=apply))
     if as_json:
-        typer.echo(json.dumps(_plain(app, changes, applied=apply)))
+        typer.echo(json.dumps(_plain(app, topology, applied=apply)))
     else:
-        typer.echo("\n".join(_report(changes, applied=apply)))
-    return 1 if changes and not apply else 0
+        typer.echo("\n".join(_report(topology, applied=apply)))
+    differs = [change for change in topology.changes if change.kind == "kept" or not apply]
+    return 1 if differs else 0
 
 
-async def _compare(connection: ConnectionSpec, app: AppSpec, *, apply: bool) -> list[Change]:
+async def _compare(connection: ConnectionSpec, app: AppSpec, *, apply: bool) -> Topology:
     from understudy.runtime.jetstream.connection import close, connect
     from understudy.runtime.jetstream.topology import ensure_topology
 
@@ -58,7 +61,7 @@ async def _compare(connection: ConnectionSpec, app: AppSpec, *, apply: bool) -> 
 
 
 def _describe(app: AppSpec) -> list[str]:
-    lines = [f"app {app.name}", *_branch(app.root, indent=1), "streams"]
+    lines = [f"app {app.name}  revision {app.revision}", *_branch(app.root, indent=1), "streams"]
     for stream in app.streams:
         detail = "used as it is" if stream.existing else ", ".join(stream.subjects)
         lines.append(f"  {stream.name}  {detail}")
@@ -84,19 +87,17 @@ def _branch(supervisor: SupervisorSpec, indent: int) -> list[str]:
     return lines
 
 
-def _report(changes: list[Change], *, applied: bool) -> list[str]:
+def _report(topology: Topology, *, applied: bool) -> list[str]:
     found = ["The server has all of it."]
-    if changes:
-        found = ["done:", *(f"  {change.done}" for change in changes)]
+    if topology.changes:
+        found = ["done:", *(f"  {change.done}" for change in topology.changes)]
         if not applied:
-            found = ["differs:", *(f"  {change}" for change in changes)]
+            found = ["differs:", *(f"  {change.advice}" for change in topology.changes)]
+    if topology.left_over:
+        found += ["left over:", *(f"  {left}" for left in topology.left_over)]
     # A client can't ask for it.
     return [*found, "Not seen from here: whether the server syncs a write to disk before it confirms it"]
 
 
-def _plain(app: AppSpec, changes: list[Change], *, applied: bool) -> dict[str, Any]:
-    return {
-        "app": msgspec.to_builtins(app),
-        "changes": msgspec.to_builtins(changes),
-        "applied": applied,
-    }
+def _plain(app: AppSpec, topology: Topology, *, applied: bool) -> dict[str, Any]:
+    return {"app": msgspec.to_builtins(app), **msgspec.to_builtins(topology), "applied": applied}

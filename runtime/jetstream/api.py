@@ -75,9 +75,20 @@ async def consumer_info(client: Client, stream: str, durable: str) -> dict[str, 
     return await _found(client, f"CONSUMER.INFO.{stream}.{durable}")
 
 
-async def _found(client: Client, subject: str) -> dict[str, Any] | None:
+async def list_consumers(client: Client, stream: str) -> list[dict[str, Any]]:
+    """Return the server's descriptions of all consumers of a stream; none if there is no such stream."""
+    found: list[dict[str, Any]] = []
+    while True:
+        page = await _found(client, f"CONSUMER.LIST.{stream}", {"offset": len(found)})
+        consumers = [] if page is None else page["consumers"] or []
+        found += consumers
+        if page is None or not consumers or len(found) >= page["total"]:
+            return found
+
+
+async def _found(client: Client, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
     try:
-        return await request(client, subject)
+        return await request(client, subject, body)
     except ApiError as error:
         if error.code == NOT_FOUND:
             return None

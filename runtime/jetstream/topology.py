@@ -1,61 +1,39 @@
-"""Streams and durable consumers: made if they are missing, verified in what the app states if not."""
+"""Streams and durable consumers: made if they are missing, compared with what the app states if not.
+
+The server can't compare and write in one: between our look and our request another process may write. So a
+consumer is looked at once more just before it is updated, and everything again afterwards; where another
+revision was there first, what it left is judged anew. Should two still cross within one round trip, the later
+request wins as a whole, and the next start of the newer revision puts it right.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from nats.aio.client import Client
 
 from understudy.actors.errors import TopologyError
-from understudy.actors.subjects import covers
-from understudy.runtime.jetstream import api, pinning
-from understudy.runtime.specs import AppSpec, ConsumerSpec, StreamSpec
+from understudy.runtime.jetstream import api
+from understudy.runtime.jetstream.changes import (
+    NANOSECONDS,
+    ON_REQUEST,
+    Change,
+    Step,
+    Topology,
+    differing_fields,
+    refusals,
+)
+from understudy.runtime.jetstream.consumers import Key, find_left_over, newest_revision, plan_consumers
+from understudy.runtime.specs import AppSpec, StreamSpec
 
-NANOSECONDS = 1_000_000_000
 ATTEMPTS_TTL_SECONDS = 7 * 24 * 3600
-# A message that was nak'd with a delay counts against max_ack_pending until it comes back, so a small
-# limit would stall the consumer behind its failures. What a cell holds is bounded by its pull requests;
-# this only bounds how many failures may wait for their turn.
-DELAYED_NAKS = 100_000
+# Each further one is due to another process that starts with another revision at the same moment.
+MAX_ROUNDS = 5
 
-# What a consumer is changed to without being asked: nothing that is stored depends on it.
-_FREELY_CHANGED = ("max_ack_pending", "priority_policy", "priority_groups", "priority_timeout")
-_DURATIONS = ("priority_timeout", "ack_wait", "max_age", "duplicate_window")
-
-Kind = Literal["create", "update", "conflict"]
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One difference between what the app declares and what the server has.
-
-    Args:
-        kind: `create` a missing resource; `update` a field that the server lets us change; `conflict`, a
-            field that it doesn't.
-        resource: `stream NAME` or `consumer NAME`.
-        field: the server's name of the field; empty for `create`.
-        have, want: its value there and here.
-    """
-
-    kind: Kind
-    resource: str
-    field: str = ""
-    have: str = ""
-    want: str = ""
-
-    def __str__(self) -> str:
-        """Return the difference as one line."""
-        if self.kind == "create":
-            return f"{self.resource} does not exist"
-        return f"{self.resource}: {self.field} is {self.have}, the app declares {self.want}"
-
-    @property
-    def done(self) -> str:
-        """What was done about it, as one line."""
-        if self.kind == "create":
-            return f"{self.resource} created"
-        return f"{self.resource}: {self.field} changed from {self.have} to {self.want}"
+# A stream or consumer of that name is there with another configuration; a consumer is there no more.
+_RACED = (10058, 10148, 10149)
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,35 +60,49 @@ def attempts_bucket(app: str) -> str:
     return f"{app}-attempts"
 
 
-async def ensure_topology(client: Client, app: AppSpec, *, apply: bool, force: bool = False) -> list[Change]:
-    """Compare an app's streams and consumers with the server's, and make what is missing.
+async def ensure_topology(client: Client, app: AppSpec, *, apply: bool, force: bool = False) -> Topology:
+    """Compare an app's streams and consumers with the server's, and make and change what differs.
 
     Args:
         client: a connection.
         app: what is declared.
-        apply: create what is missing, and widen a consumer's filters; False changes nothing.
-        force: update every field that the server lets us change, too; with `apply` off, find out whether
-            that would succeed (`check`).
+        apply: create what is missing, and update consumers; False changes nothing and refuses nothing.
+        force: also what isn't done unasked (`check --apply`): change streams, narrow a consumer's filters,
+            make one that would replay a renamed actor's events, take over another app's.
 
     Returns:
-        What was found: all of it is done if `apply` and no exception was raised.
+        What was found; with `apply` all of it is done, but for what a newer revision has made otherwise.
 
     Raises:
-        TopologyError: what differs and may not or can't be changed, all of it; nothing was changed then.
+        TopologyError: what differs and may not or can't be changed, all of it; nothing was changed then. Or
+            the server refused a request, or others went on changing the same.
         BrokerUnreachable: the server did not answer.
     """
-    plan = _Plan(force)
-    for wanted, existing_only in _streams(app):
-        await _plan_stream(client, plan, wanted, existing_only=existing_only)
-    for consumer in app.consumers:
-        await _plan_consumer(client, plan, consumer)
-    if plan.refused and (apply or force):
-        raise TopologyError(plan.refused)
-    if not apply:
-        return plan.changes
-    for subject, body in plan.actions:
-        await _apply(client, subject, body)
-    return plan.changes
+    done: dict[tuple[str, str], Change] = {}
+    written: set[str] = set()
+    for _ in range(MAX_ROUNDS):
+        steps, found = await _plan(client, app)
+        left_over = find_left_over(app, found)
+        if not apply:
+            return Topology(changes=tuple(_changes(steps)), left_over=left_over)
+        # What another process made of what we have written stands, unless its revision is older.
+        steps = [step for step in steps if step.outdates or step.resource not in written]
+        if problems := refusals(_changes(steps), on_request=force):
+            raise TopologyError(problems)
+        settled = True
+        for step in steps:
+            if step.subject:
+                settled = False
+                if not await _apply(client, step):
+                    break
+                written.add(step.resource)
+            done |= {(change.resource, change.field): change for change in step.changes}
+        if settled:
+            return Topology(changes=tuple(done.values()), left_over=left_over)
+    raise TopologyError(
+        f"app {app.name}: other processes go on changing its streams and consumers; start it again when they "
+        "are done"
+    )
 
 
 async def backlog(client: Client, stream: str, durable: str) -> Backlog:
@@ -127,79 +119,94 @@ async def backlog(client: Client, stream: str, durable: str) -> Backlog:
     )
 
 
-class _Plan:
-    """What was found so far, and the requests that would put it right."""
-
-    def __init__(self, force: bool) -> None:
-        self.changes: list[Change] = []
-        self.actions: list[tuple[str, dict[str, Any]]] = []
-        self.refused: list[str] = []
-        self._force = force
-
-    def create(self, resource: str, subject: str, body: dict[str, Any]) -> None:
-        self.changes.append(Change(kind="create", resource=resource))
-        self.actions.append((subject, body))
-
-    def update(
-        self, changes: list[Change], subject: str, body: dict[str, Any], allowed: tuple[str, ...] = ()
-    ) -> None:
-        """Note the differences, and refuse those whose fields aren't allowed to change by themselves."""
-        if not changes:
-            return
-        self.changes += changes
-        self.actions.append((subject, body))
-        for change in changes:
-            if change.kind == "conflict":
-                self.refused.append(
-                    f"{change}; the server can't change that: declare what it has, or use another name"
-                )
-            elif not self._force and change.field not in allowed:
-                self.refused.append(
-                    f"{change}; 'understudy check TARGET --apply' changes it, or declare what the server has"
-                )
+async def _plan(client: Client, app: AppSpec) -> tuple[list[Step], dict[Key, dict[str, Any]]]:
+    """Return what is to be done, and all consumers of the app's streams."""
+    streams = [
+        (wanted, only_used, await api.stream_info(client, wanted["name"]))
+        for wanted, only_used in _streams(app)
+    ]
+    found = await _find_consumers(client, app, {wanted["name"] for wanted, _, info in streams if info})
+    newest = newest_revision(app, found)
+    steps = []
+    for wanted, only_used, info in streams:
+        have = None if info is None else info["config"]
+        step = plan_stream(wanted, have, only_used=only_used, newer=newest if newest > app.revision else None)
+        if step is not None:
+            steps.append(await _look_for_overlap(client, step, wanted["subjects"]))
+    return [*steps, *plan_consumers(app, found)], found
 
 
-async def _plan_stream(client: Client, plan: _Plan, wanted: dict[str, Any], *, existing_only: bool) -> None:
-    name = str(wanted["name"])
-    info = await api.stream_info(client, name)
-    if existing_only:
-        if info is None:
-            plan.refused.append(f"stream {name} does not exist, and the app only uses it; create it first")
-    elif info is None:
-        overlap = await _overlapping(client, name, wanted["subjects"])
-        if overlap:
-            plan.refused.append(f"stream {name} can't be created: {overlap}")
-        plan.create(f"stream {name}", f"STREAM.CREATE.{name}", wanted)
-    else:
-        changes = _differences(f"stream {name}", wanted, info["config"], fixed=("storage", "retention"))
-        overlap = await _overlapping(client, name, wanted["subjects"]) if changes else ""
-        if overlap:
-            plan.refused.append(f"stream {name} can't be changed: {overlap}")
-        plan.update(changes, f"STREAM.UPDATE.{name}", info["config"] | wanted)
+async def _find_consumers(client: Client, app: AppSpec, streams: set[str]) -> dict[Key, dict[str, Any]]:
+    found: dict[Key, dict[str, Any]] = {}
+    for stream in sorted(streams & {one.name for one in app.streams}):
+        for listed in await api.list_consumers(client, stream):
+            found[stream, listed["name"]] = listed
+    # Of the app's own ones the list says less, and may lack those that a cluster is just moving.
+    for consumer in app.consumers:
+        if consumer.stream in streams:
+            info = await api.consumer_info(client, consumer.stream, consumer.durable)
+            if info is None:
+                found.pop((consumer.stream, consumer.durable), None)
+            else:
+                found[consumer.stream, consumer.durable] = info
+    return found
 
 
-async def _plan_consumer(client: Client, plan: _Plan, consumer: ConsumerSpec) -> None:
-    wanted = _consumer_config(consumer)
-    resource = f"consumer {consumer.durable}"
-    subject = f"CONSUMER.CREATE.{consumer.stream}.{consumer.durable}"
-    info = await _consumer_info(client, consumer)
-    if info is None:
-        plan.create(resource, subject, {"stream_name": consumer.stream, "config": wanted, "action": "create"})
-        return
-    have = info["config"] | {"filter_subjects": _filters(info["config"])}
-    if "priority_policy" in have and not consumer.sole_owner:
-        wanted |= {"priority_policy": "none", "priority_groups": [], "priority_timeout": 0}
-    changes = _differences(resource, wanted, have, fixed=("ack_policy", "deliver_policy"))
-    config = {key: value for key, value in (have | wanted).items() if key != "filter_subject"}
-    # A new handler widens the filters by itself; narrowing them drops events, so that takes a request.
-    widens = all(
-        any(covers(new, old) for new in wanted["filter_subjects"]) for old in have["filter_subjects"] or [">"]
+def plan_stream(
+    wanted: dict[str, Any], have: dict[str, Any] | None, *, only_used: bool, newer: int | None
+) -> Step | None:
+    """Return what has to be done about a stream; None if it is as declared.
+
+    Args:
+        wanted: what is stated.
+        have: the server's configuration; None if there is no such stream.
+        only_used: whether somebody else looks after it.
+        newer: the app's revision that is deployed, if that is a newer one: then the stream is that one's.
+    """
+    name = wanted["name"]
+    resource = f"stream {name}"
+    if have is None:
+        if only_used:
+            problem = "does not exist, and the app only uses it"
+            missing = Change(kind="conflict", resource=resource, problem=problem, remedy="create it first")
+            return Step(changes=(missing,))
+        create = Change(kind="create", resource=resource)
+        return Step(changes=(create,), subject=f"STREAM.CREATE.{name}", body=wanted)
+    fields = [] if only_used else differing_fields(wanted, have)
+    if not fields:
+        return None
+    if newer is not None:
+        kept = [
+            Change(
+                kind="kept",
+                resource=resource,
+                field=field,
+                have=there,
+                want=here,
+                remedy=f"left as it is, since revision {newer} of the app is deployed",
+            )
+            for field, there, here in fields
+        ]
+        return Step(changes=tuple(kept))
+    return Step(
+        changes=tuple(_stream_change(resource, *field) for field in fields),
+        subject=f"STREAM.UPDATE.{name}",
+        body=have | wanted,
     )
-    plan.update(
-        changes,
-        subject,
-        {"stream_name": consumer.stream, "config": config, "action": "update"},
-        allowed=("filter_subjects", *_FREELY_CHANGED) if widens else _FREELY_CHANGED,
+
+
+def _stream_change(resource: str, field: str, have: str, want: str) -> Change:
+    fixed = field == "storage" or (field == "retention" and "workqueue" in (have, want))
+    return Change(
+        kind="conflict" if fixed else "update",
+        resource=resource,
+        field=field,
+        have=have,
+        want=want,
+        automatic=False,
+        remedy="the server can't change that: declare what it has, or use another name"
+        if fixed
+        else ON_REQUEST,
     )
 
 
@@ -256,85 +263,45 @@ def _stream_config(stream: StreamSpec) -> dict[str, Any]:
     }
 
 
-def _consumer_config(consumer: ConsumerSpec) -> dict[str, Any]:
-    return {
-        "durable_name": consumer.durable,
-        "ack_policy": "explicit",
-        "ack_wait": round(consumer.ack_wait_seconds * NANOSECONDS),
-        "deliver_policy": consumer.start,
-        # The server's count is never the measure of failure: drains and takeovers raise it.
-        "max_deliver": -1,
-        "max_ack_pending": DELAYED_NAKS + consumer.capacity * consumer.cells,
-        "filter_subjects": list(consumer.filters),
-        **(pinning.consumer_config(consumer.ack_wait_seconds) if consumer.sole_owner else {}),
-    }
-
-
-async def _consumer_info(client: Client, consumer: ConsumerSpec) -> dict[str, Any] | None:
-    try:
-        return await api.consumer_info(client, consumer.stream, consumer.durable)
-    except api.ApiError as error:
-        if error.error_code == _STREAM_NOT_FOUND:
-            return None
-        raise
-
-
-_STREAM_NOT_FOUND = 10059
-
-
-def _filters(config: dict[str, Any]) -> list[str]:
-    single = config.get("filter_subject")
-    return [single] if single else list(config.get("filter_subjects") or [])
-
-
-def _differences(
-    resource: str, wanted: dict[str, Any], have: dict[str, Any], *, fixed: tuple[str, ...]
-) -> list[Change]:
-    changes = []
-    for field, value in wanted.items():
-        actual = have.get(field)
-        if isinstance(value, list) and isinstance(actual, list):
-            same = sorted(value) == sorted(actual)
-        else:
-            same = value == actual or (not value and not actual)
-        if not same:
-            kind: Kind = "conflict" if field in fixed else "update"
-            changes.append(
-                Change(
-                    kind=kind,
-                    resource=resource,
-                    field=field,
-                    have=_show(field, actual),
-                    want=_show(field, value),
-                )
-            )
-    return changes
-
-
-def _show(field: str, value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "empty"
-    if field in _DURATIONS and isinstance(value, int):
-        return f"{value / NANOSECONDS:g} s"
-    return str(value)
-
-
-async def _overlapping(client: Client, name: str, subjects: list[str]) -> str:
+async def _look_for_overlap(client: Client, step: Step, subjects: list[str]) -> Step:
+    """Return the step, or in its place what keeps the stream from having its subjects."""
+    if not step.subject:
+        return step
     for subject in subjects:
         answer = await api.request(client, "STREAM.NAMES", {"subject": subject})
-        others = [other for other in answer.get("streams") or [] if other != name]
+        others = [other for other in answer.get("streams") or [] if f"stream {other}" != step.resource]
         if others:
-            return (
-                f"its subject {subject} overlaps stream {', '.join(others)}; "
-                f"use Stream.existing({others[0]!r}) or other subjects"
+            verb = "created" if step.changes[0].kind == "create" else "changed"
+            overlap = Change(
+                kind="conflict",
+                resource=step.resource,
+                problem=f"can't be {verb}: its subject {subject} overlaps stream {', '.join(others)}",
+                remedy=f"use Stream.existing({others[0]!r}) or other subjects",
             )
-    return ""
+            return Step(changes=(*step.changes, overlap))
+    return step
 
 
-async def _apply(client: Client, subject: str, body: dict[str, Any]) -> None:
+async def _apply(client: Client, step: Step) -> bool:
+    """Make a step's request.
+
+    Returns:
+        Whether it was made; False if the server has something else by now than what the step was planned for.
+    """
+    if step.planned_from is not None:
+        info = await api.consumer_info(client, step.body["stream_name"], step.body["config"]["durable_name"])
+        if info is None or info["config"] != step.planned_from:
+            return False
     try:
-        await api.request(client, subject, body)
+        await api.request(client, step.subject, step.body)
     except api.ApiError as error:
+        if error.error_code in _RACED:
+            return False
         raise TopologyError(
-            f"the server refused {subject}: {error.description} ({error.error_code})"
+            f"the server refused {step.subject}: {error.description} ({error.error_code})"
         ) from error
+    return True
+
+
+def _changes(steps: Iterable[Step]) -> list[Change]:
+    return [change for step in steps for change in step.changes]

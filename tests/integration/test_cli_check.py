@@ -63,7 +63,7 @@ def test_it_shows_what_is_declared_and_what_is_missing(directory: Path, nats_ser
     result = check(directory, nats_server)
     assert (result.returncode, result.stderr) == (1, "")
     assert result.stdout.splitlines()[:5] == [
-        "app shop",
+        "app shop  revision 0",
         "  supervisor root  one_for_one, 3 restarts in 5 s",
         "    cell clerk/0",
         "    supervisor back  one_for_one, 3 restarts in 5 s",

@@ -16,6 +16,7 @@ from understudy.actors.handlers import handles
 from understudy.actors.policies import CircuitBreaker
 from understudy.actors.supervision import Child, Supervisor
 from understudy.runtime.app import App
+from understudy.runtime.specification import hash_specification
 from understudy.runtime.specs import AppSpec, CellSpec, ConsumerSpec, StreamSpec, SupervisorSpec
 from understudy.runtime.stream import Stream
 
@@ -78,6 +79,7 @@ def test_an_app_becomes_plain_values() -> None:
             cells=cells,
             actor=actor,
             sole_owner=actor == "shop",
+            specification=hash_specification(full_app().child(actor).spec, "ORDERS"),
         )
 
     ops = SupervisorSpec(
