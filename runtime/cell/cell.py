@@ -31,8 +31,9 @@ from understudy.runtime.cell.status import HEARTBEAT_SECONDS, CellState, Pause, 
 from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
 from understudy.runtime.jetstream import api, connection
+from understudy.runtime.jetstream.changes import NANOSECONDS
 from understudy.runtime.jetstream.connection import Connection
-from understudy.runtime.jetstream.pinning import Pin, pinned_id, unpin
+from understudy.runtime.jetstream.pinning import Pin, misfit, pinned_id, unpin
 from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.settlement import BURST, Settlement, ack_prefix, parse_ack_subject
 from understudy.runtime.jetstream.subscription import PullSubscription
@@ -78,6 +79,7 @@ class Cell:
         self._status = self._file.status
         self._ledger = self._file.ledger
         self._mailbox = Mailbox(self._options.mailbox, self._ledger)
+        self._ack_wait_seconds = start.spec.ack_wait_seconds
         self._received = self._total_received = 0
         self._now = boottime()
         self._breakers = Breakers(
@@ -141,7 +143,6 @@ class Cell:
         self.look_at_pause()
         self._background = [
             asyncio.create_task(self._beat(), name="understudy-heartbeat"),
-            asyncio.create_task(self._extend(), name="understudy-extend"),
             asyncio.create_task(self._watch(), name="understudy-watchdog"),
         ]
         try:
@@ -237,6 +238,11 @@ class Cell:
             raise BrokerError(
                 f"{missing} is gone from the server; start 'understudy run' anew, which makes it"
             )
+        if problem := misfit(spec.durable, consumer["config"], owned=self._options.is_sole_owner):
+            raise BrokerError(problem)
+        # A newer revision of the app, on another node, may have given it less time than we declare.
+        self._ack_wait_seconds = min(self._ack_wait_seconds, consumer["config"]["ack_wait"] / NANOSECONDS)
+        self._background.append(asyncio.create_task(self._extend(), name="understudy-extend"))
         self._file.bind(
             msgspec.structs.replace(
                 self._file.identity, stream_created=stream["created"], consumer_created=consumer["created"]
@@ -259,7 +265,7 @@ class Cell:
             mailbox=self._mailbox,
             ledger=self._ledger,
             status=self._status,
-            ack_wait_seconds=spec.ack_wait_seconds,
+            ack_wait_seconds=self._ack_wait_seconds,
         )
         taken_over = await takeover.run(
             self._start.predecessor_paths(), crashed=self._start.crashed, reason=self._start.reason
@@ -490,7 +496,7 @@ class Cell:
         )
         if taken_over.pin_id:
             self._ownership.owned(taken_over.pin_id)
-        return Pin(self._ownership, self._start.spec.ack_wait_seconds, taken_over.pin_id)
+        return Pin(self._ownership, self._ack_wait_seconds, taken_over.pin_id)
 
     async def _beat(self) -> None:
         while True:
@@ -503,7 +509,7 @@ class Cell:
 
     async def _extend(self) -> None:
         """Begin the `ack_wait` of everything held anew, each third of it."""
-        third = self._options.ack_wait_seconds / 3
+        third = self._ack_wait_seconds / 3
         while True:
             await asyncio.sleep(third / 2)
             if self._client is None or not self._client.is_connected:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -135,6 +135,26 @@ def consumer_config(ack_wait_seconds: float) -> dict[str, Any]:
         "priority_groups": [GROUP],
         "priority_timeout": round(TIMEOUT_ACK_WAITS * ack_wait_seconds * 1_000_000_000),
     }
+
+
+def misfit(durable: str, config: Mapping[str, Any], *, owned: bool) -> str:
+    """Return why a cell can't work with its consumer; empty if it can.
+
+    Another revision of the app may have changed it under a cell that runs.
+
+    Args:
+        durable: the consumer's name.
+        config: as the server has it.
+        owned: whether the cell has to be the consumer's one owner.
+    """
+    pinned = config.get("priority_policy") == "pinned_client"
+    if pinned == owned:
+        return ""
+    has, needs = ("serves one owner", "shares it") if pinned else ("is shared", "keeps an order or state")
+    return (
+        f"consumer {durable} {has} by now, as another revision of the app has it, and this one {needs}; "
+        "run that revision here"
+    )
 
 
 def pinned_id(info: dict[str, Any]) -> str:

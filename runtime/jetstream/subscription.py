@@ -30,6 +30,7 @@ from understudy.runtime.jetstream import api, headers
 from understudy.runtime.jetstream.fast_lane import FastClient, Receiver
 from understudy.runtime.jetstream.pinning import (
     Pin,
+    misfit,
     next_subject,
     pin_age_seconds,
     pinned_id,
@@ -341,6 +342,9 @@ class PullSubscription:
             )
             return None
         config = info["config"]
+        if problem := misfit(self._durable, config, owned=self._pin is not None):
+            self._fail(problem)
+            return None
         self._max_batch = config.get("max_batch") or _NO_LIMIT
         self._max_bytes = config.get("max_bytes") or _NO_LIMIT
         self._expires = min(config.get("max_expires") or _EXPIRES_NANOSECONDS, _EXPIRES_NANOSECONDS)

@@ -32,6 +32,7 @@ ATTEMPTS_TTL_SECONDS = 7 * 24 * 3600
 # Each further one is due to another process that starts with another revision at the same moment.
 MAX_ROUNDS = 5
 
+_NOBODYS = "nobody"
 # A stream or consumer of that name is there with another configuration; a consumer is there no more.
 _RACED = (10058, 10148, 10149)
 
@@ -289,10 +290,17 @@ async def _apply(client: Client, step: Step) -> bool:
         Whether it was made; False if the server has something else by now than what the step was planned for.
     """
     if step.planned_from is not None:
-        info = await api.consumer_info(client, step.body["stream_name"], step.body["config"]["durable_name"])
+        stream, durable = step.body["stream_name"], step.body["config"]["durable_name"]
+        info = await api.consumer_info(client, stream, durable)
         if info is None or info["config"] != step.planned_from:
             return False
     try:
+        if _frees(step):
+            # A pin outlives the policy (tried), and nobody else is served until it has timed out. Under load a
+            # standby is pinned as soon as it is taken away, but not under a group that nobody asks in.
+            config = (step.planned_from or {}) | {"priority_groups": [_NOBODYS]}
+            await api.request(client, step.subject, step.body | {"config": config})
+            await api.request(client, f"CONSUMER.UNPIN.{stream}.{durable}", {"group": _NOBODYS})
         await api.request(client, step.subject, step.body)
     except api.ApiError as error:
         if error.error_code in _RACED:
@@ -301,6 +309,13 @@ async def _apply(client: Client, step: Step) -> bool:
             f"the server refused {step.subject}: {error.description} ({error.error_code})"
         ) from error
     return True
+
+
+def _frees(step: Step) -> bool:
+    """Return whether a step lets a consumer serve everyone that has served one owner."""
+    before = step.planned_from or {}
+    after = step.body.get("config", {})
+    return before.get("priority_policy") == "pinned_client" and after.get("priority_policy") == "none"
 
 
 def _changes(steps: Iterable[Step]) -> list[Change]:
