@@ -240,7 +240,7 @@ class System:
             run.connection, name=f"{run.app}/launcher {self._node.name}", on_state=self._on_broker_state
         )
         self._broker_state = "connected"
-        _report_topology(await ensure_topology(client, self._app, apply=True))
+        report_topology(await ensure_topology(client, self._app, apply=True))
         return client
 
     def _on_broker_state(self, state: str) -> None:
@@ -364,13 +364,19 @@ class System:
         return read_tree(self._directory.path, self._app.root.name)
 
 
-def _report_topology(topology: Topology) -> None:
-    """Say what was changed on the server, and what is left as a newer revision made it."""
+def report_topology(topology: Topology) -> None:
+    """Log what was changed on the server, and what is left as a newer revision has made it.
+
+    Args:
+        topology: what `ensure_topology` has done.
+    """
     for change in topology.changes:
-        if change.kind != "kept":
+        if change.kind == "kept":
+            continue
+        if change.remedy:
+            _log.warning("topology changed", change=change.done, remedy=change.remedy)
+        else:
             _log.info("topology changed", change=change.done)
-            if change.remedy:
-                _log.warning("differs from what ran before", change=change.advice)
     if kept := [str(change) for change in topology.changes if change.kind == "kept"]:
         _log.warning("a newer revision is deployed; left as it is", differences=kept)
 

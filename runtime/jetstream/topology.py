@@ -296,8 +296,8 @@ async def _apply(client: Client, step: Step) -> bool:
             return False
     try:
         if _frees(step):
-            # A pin outlives the policy (tried), and nobody else is served until it has timed out. Under load a
-            # standby is pinned as soon as it is taken away, but not under a group that nobody asks in.
+            # A pin outlives the policy (tried), and nobody else is served until it has timed out. Taken away
+            # under load, it is a standby's at once, but for a group that nobody asks in.
             config = (step.planned_from or {}) | {"priority_groups": [_NOBODYS]}
             await api.request(client, step.subject, step.body | {"config": config})
             await api.request(client, f"CONSUMER.UNPIN.{stream}.{durable}", {"group": _NOBODYS})

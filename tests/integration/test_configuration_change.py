@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -225,8 +224,11 @@ async def test_a_cell_stops_where_its_consumer_was_made_another_kind(
         f"consumer shop-billing {has} by now, as another revision of the app has it, and this one "
         f"{needs}; run that revision here"
     )
-    with contextlib.suppress(BrokerError):
-        await older.vanish()
+    await older.vanish()
+    assert older.cell is not None
+    assert older.cell._failure is not None
+    # What its process would have died of before.
+    assert older.cell._failure.exception() is not None
     for number in range(1, 11):
         await deploy.bench.publisher.publish(Placed(number=number))
     await deploy.all_handled(range(11))
