@@ -93,7 +93,7 @@ def newest_revision(app: AppSpec, found: Mapping[Key, Mapping[str, Any]]) -> int
 
 
 def plan_consumers(app: AppSpec, found: Mapping[Key, Mapping[str, Any]]) -> list[Step]:
-    """Return what has to be done about an app's consumers; nothing for one that is as declared.
+    """Return what has to be done about an app's consumers, in order; nothing for one that is as declared.
 
     Args:
         app: what is declared.
@@ -105,7 +105,8 @@ def plan_consumers(app: AppSpec, found: Mapping[Key, Mapping[str, Any]]) -> list
         step = _plan_missing(app, consumer, found) if info is None else _plan_found(app, consumer, info)
         if step.changes:
             steps.append(step)
-    return steps
+    # On a work queue a subject must be given up by one consumer before another can have it.
+    return sorted(steps, key=lambda step: not any(map(_narrows, step.changes)))
 
 
 def find_left_over(app: AppSpec, found: Mapping[Key, Mapping[str, Any]]) -> tuple[LeftOver, ...]:
@@ -132,6 +133,10 @@ def find_left_over(app: AppSpec, found: Mapping[Key, Mapping[str, Any]]) -> tupl
                 )
             )
     return tuple(left)
+
+
+def _narrows(change: Change) -> bool:
+    return change.field == "filter_subjects" and not change.automatic
 
 
 def _plan_missing(app: AppSpec, consumer: ConsumerSpec, found: Mapping[Key, Mapping[str, Any]]) -> Step:

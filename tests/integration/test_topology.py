@@ -15,7 +15,7 @@ from understudy.actors.actor import Actor
 from understudy.actors.errors import TopologyError
 from understudy.actors.handlers import handles
 from understudy.actors.policies import Mailbox, RetryPolicy
-from understudy.actors.supervision import Child
+from understudy.actors.supervision import Child, ChildLike
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.app import App
 from understudy.runtime.jetstream import api, connection
@@ -514,6 +514,24 @@ async def test_a_push_consumer_is_no_actor_s(client: Client) -> None:
     fields = ("ack_policy is none", "deliver_subject is here")
     problems = [problem for problem in await refused(client, spec_of()) if "can't change that" in problem]
     assert [problem.partition(": ")[2].partition(",")[0] for problem in problems] == list(fields)
+
+
+async def test_a_subject_of_a_work_queue_moves_from_one_actor_to_another(client: Client) -> None:
+    """It allows one consumer a subject, so the one that gives it up comes first, whatever its place."""
+
+    class Paying(Actor):
+        @handles("orders.paid")
+        async def paid(self, event: dict[str, Any]) -> None: ...
+
+    def app(revision: int, *children: ChildLike) -> AppSpec:
+        queue = Stream("ORDERS", subjects=["orders.>"], retention="workqueue")
+        return App("shop", streams=[queue], children=children, revision=revision).spec()
+
+    await ensure_topology(client, app(1, Child(Two, name="billing")), apply=True)
+    moved = app(2, Paying, Child(Billing, name="billing"))
+    assert len(await refused(client, moved)) == 1
+    await ensure_topology(client, moved, apply=True, force=True)
+    assert await ensure_topology(client, moved, apply=True) == Topology()
 
 
 async def test_retention_changes_where_the_server_lets_it(client: Client) -> None:

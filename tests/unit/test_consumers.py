@@ -176,6 +176,12 @@ def test_a_rename_with_its_durable_keeps_its_place() -> None:
     """Only the marks change."""
     step = only(plan_consumers(app(1, actor="invoicing"), described(app())))
     assert [change.field for change in step.changes] == ["actor", "revision"]
+    # And a node of the older revision that restarts then goes on with it.
+    step = only(plan_consumers(app(0), described(app(1, actor="invoicing"))))
+    assert [(change.kind, change.field) for change in step.changes] == [
+        ("kept", "revision"),
+        ("kept", "actor"),
+    ]
 
 
 def test_left_over_is_what_the_app_has_made_and_declares_no_more() -> None:
