@@ -85,7 +85,7 @@ class _Errors:
         self.letter(number, "there is none of that number")
 
 
-class _Pace:
+class Pace:
     """Lets so many through in a second, evenly.
 
     Args:
@@ -136,7 +136,7 @@ async def replay(
         with _progress("replaying", letters, chosen) as (errors, advance):
             replaying = Replay(letters, keep=keep, failed=errors.letter)
             await replaying.open()
-            pace = _Pace(rate)
+            pace = Pace(rate)
             try:
                 async for letter in chosen.read(letters, errors.missing, bodies=True):
                     await pace.wait()
