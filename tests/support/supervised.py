@@ -1,6 +1,7 @@
 """A launcher in small: a real control plane and real supervisors over stand-in cells.
 
-Started as `python -m support.supervised SPEC_FILE RUN_DIRECTORY STOP_SECONDS`; stops its tree on SIGTERM.
+Started as `python -m support.supervised SPEC_FILE RUN_DIRECTORY STOP_SECONDS`. Stops its tree on SIGTERM, and
+on SIGUSR1 has the cells restarted that the file `restart` names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from understudy.runtime.cell.messages import Stop
 from understudy.runtime.cell.start import RunSpec
 from understudy.runtime.specs import SupervisorSpec
 from understudy.runtime.supervision.control import ControlPlane
-from understudy.runtime.supervision.messages import StartSupervisor
+from understudy.runtime.supervision.messages import Restart, StartSupervisor
 from understudy.runtime.supervision.processes import kill_descendants
 from understudy.runtime.supervision.self_check import check_control_plane
 from understudy.runtime.telemetry.logs import configure_logging
@@ -54,6 +55,13 @@ async def _run(plane: ControlPlane, root: object, root_pid: int, start: StartSup
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(os.pidfd_open(root_pid), ended.set)
     await plane.tell(root, start)
+    restarts: set[asyncio.Task[None]] = set()
+
+    def restart() -> None:
+        cells = Path(start.run.run_directory, "restart").read_text().split()
+        restarts.add(asyncio.create_task(plane.tell(root, Restart(cells=tuple(cells)))))
+
+    loop.add_signal_handler(signal.SIGUSR1, restart)
     waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(ended.wait())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     if not ended.is_set():

@@ -379,6 +379,80 @@ async def test_halt_begins_nothing_more() -> None:
     await handling.lanes.stop()
 
 
+async def test_a_pause_begins_nothing_and_then_all_goes_on_in_order() -> None:
+    """What runs finishes; a retry in place that comes due waits, and so does what is behind it."""
+    handling = Handling(lambda _: None, concurrency=2)
+    handling.add(*(delivery(number, key) for number, key in enumerate("aab", start=1)))
+    await handling.turn()
+    handling.lanes.pause()
+    assert not handling.lanes.is_at_rest()
+    handling.end(1, Again(0.0))
+    handling.end(3)
+    handling.add(delivery(4), delivery(5, "a"))
+    await until(lambda: not handling.lanes._timers)
+    await handling.turn()
+    assert handling.started == [1, 3]
+    assert handling.lanes.is_at_rest()
+    assert not handling.lanes.is_stuck()
+    await asyncio.wait_for(handling.lanes.quiet(), 1)
+    handling.outcome = lambda _: SETTLED
+    handling.lanes.resume()
+    await until(lambda: len(handling.settled) == 5)
+    assert [number for number in handling.settled if number in (1, 2, 5)] == [1, 2, 5]
+    await handling.lanes.stop()
+
+
+async def test_no_trial_begins_while_paused() -> None:
+    """The breaker's time runs on, and the trial comes with the end of the pause."""
+    handling = Handling(lambda _: None)
+    handling.add(delivery(1), delivery(2))
+    await handling.turn()
+    handling.closed = False
+    handling.end(1, OPEN)
+    await handling.turn()
+    handling.lanes.pause()
+    await until(lambda: handling.modes == [(Mode.NONE, "mail"), (Mode.TRIAL, "")])
+    await handling.turn()
+    assert handling.started == [1]
+    handling.lanes.resume()
+    await handling.turn()
+    assert handling.started == [1, 1]
+    handling.closed = True
+    handling.end(1)
+    await handling.turn()
+    handling.end(2)
+    await until(lambda: handling.settled == [1, 2])
+    await handling.lanes.stop()
+
+
+async def test_what_waits_for_quiet_and_no_pause_waits_for_both() -> None:
+    """Also if the pause comes while it waits, and a further one after that."""
+    handling = Handling(lambda _: None)
+    handling.add(delivery(1), delivery(2))
+    await handling.turn()
+    waiting = asyncio.create_task(handling.lanes.quiet_and_unpaused())
+    for number in (1, 2):
+        handling.lanes.pause()
+        handling.end(number)
+        await handling.turn()
+        assert not waiting.done()
+        handling.lanes.resume()
+        await handling.turn()
+    await asyncio.wait_for(waiting, 1)
+    assert handling.settled == [1, 2]
+    await handling.lanes.stop()
+
+
+async def test_a_paused_lane_stops() -> None:
+    """With what it holds left to whoever stops it."""
+    handling = Handling(lambda _: None)
+    handling.lanes.pause()
+    handling.add(delivery(1))
+    await handling.turn()
+    await asyncio.wait_for(handling.lanes.stop(), 1)
+    assert handling.started == []
+
+
 async def test_stop_finishes_what_runs_and_begins_nothing() -> None:
     """A retry in place that was due later doesn't come any more."""
     handling = Handling(lambda held: Again(0.01) if held.sequence == 1 else None, concurrency=2)
@@ -411,7 +485,7 @@ async def test_quiet_waits_for_what_runs_and_may_begin() -> None:
     await handling.lanes.stop()
 
 
-OUTCOMES = st.sampled_from(["settled", "again", "open"])
+OUTCOMES = st.sampled_from(["settled", "again", "open", "paused"])
 DELIVERIES = st.lists(
     st.tuples(st.sampled_from([None, "a", "b", "c"]), st.lists(OUTCOMES, max_size=3)), max_size=20
 )
@@ -422,16 +496,33 @@ DELIVERIES = st.lists(
 def test_each_delivery_is_handled_to_its_end_once_and_in_its_key_s_order(
     plan: list[tuple[str | None, list[str]]], concurrency: int
 ) -> None:
-    """Whatever the outcomes on the way, for any keys and any concurrency."""
+    """Whatever the outcomes on the way, for any keys and any concurrency; nothing begins in a pause."""
 
     async def run() -> None:
+        paused = False
+
+        def pause() -> None:
+            nonlocal paused
+            paused = True
+            handling.lanes.pause()
+            asyncio.get_running_loop().call_later(0.001, resume)
+
+        def resume() -> None:
+            nonlocal paused
+            paused = False
+            handling.lanes.resume()
+
         left = {number: list(outcomes) for number, (_, outcomes) in enumerate(plan)}
         keys = {number: key for number, (key, _) in enumerate(plan)}
 
         def outcome(held: HeldDelivery) -> Outcome:
             key = keys[held.sequence]
             assert key is None or sum(keys[one] == key for one in handling.running) == 1
+            assert not paused
             step = left[held.sequence].pop(0) if left[held.sequence] else "settled"
+            if step == "paused":
+                pause()
+                step = "settled"
             if step == "again":
                 return Again(0.001)
             handling.closed = step == "settled"
