@@ -132,10 +132,14 @@ async def test_pulls_end_and_begin_again(orders: Bench) -> None:
 
     app = app_of(Billing)
     run = await orders.cell(app)
-    await pause(run)
-    await place(orders, range(5))
     assert run.cell is not None
-    assert run.cell._subscription.is_unasked()
+    subscription = run.cell._subscription
+    await until(lambda: not subscription.is_unasked())
+    begin_pause(run)
+    assert run.status.pause == "pausing"
+    await until(lambda: run.status.pause == "paused")
+    assert subscription.is_unasked()
+    await place(orders, range(5))
     assert (await orders.backlog(app)).pending == 5
     resume(run)
     await orders.settled(app)
