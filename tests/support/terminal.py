@@ -50,9 +50,11 @@ class Terminal:
             env=self.environment,
         )
 
-    def start(self, *arguments: str, own_session: bool = False) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, own_session: bool = False, wrapped: tuple[str, ...] = ()
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "understudy.runtime", *arguments],
+            [*wrapped, sys.executable, "-m", "understudy.runtime", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
