@@ -9,6 +9,7 @@ is 1 if it doesn't add up.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -336,10 +337,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--minutes", type=float, default=30.0, help="how long (30)")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="told in the account")
+    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="leave log, records and store there")
     options = parser.parse_args(arguments)
     configure_logging(level="error", format="console", context={})
-    with tempfile.TemporaryDirectory() as directory:
-        account = storm(Path(directory), seconds=60 * options.minutes, seed=options.seed, progress=True)
+    with contextlib.ExitStack() as stack:
+        directory = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        directory.mkdir(parents=True, exist_ok=True)
+        account = storm(directory, seconds=60 * options.minutes, seed=options.seed, progress=True)
     differences = account.differences()
     result: dict[str, Any] = {**msgspec.to_builtins(account), "differences": differences}
     print(json.dumps(result, indent=2))
