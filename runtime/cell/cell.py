@@ -499,13 +499,14 @@ class Cell:
         return Pin(self._ownership, self._ack_wait_seconds, taken_over.pin_id)
 
     async def _beat(self) -> None:
+        seconds = min(HEARTBEAT_SECONDS, self._options.hang_timeout_seconds / 4)
         while True:
             self._status.beat()
             # The time that new ledger entries carry: a heartbeat's age makes no difference to an ack_wait.
             self._now = boottime()
             self._report()
             self._show_pause()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(seconds)
 
     async def _extend(self) -> None:
         """Begin the `ack_wait` of everything held anew, each third of it."""

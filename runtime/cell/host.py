@@ -33,7 +33,6 @@ from understudy.runtime.telemetry.logs import LogFormat, configure_logging
 
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
-CONTROL_HEARTBEAT_SECONDS = 1.0
 # New containers less freed ones; the default is 700.
 GC_THRESHOLD = 10_000
 
@@ -90,8 +89,8 @@ class CellHost(ControlActor):
         """Say, now and again, that this thread hears the supervisor; the data thread has a heartbeat too."""
         if self._cell is not None:
             self._cell.beat_control()
-        interval = min(CONTROL_HEARTBEAT_SECONDS, self._start.spec.hang_timeout_seconds / 4)
-        self.wakeupAfter(timedelta(seconds=interval))
+        # Not more often than need be: Thespian takes half a millisecond of a core for a wakeup.
+        self.wakeupAfter(timedelta(seconds=self._start.spec.hang_timeout_seconds / 3))
 
     def _failed(self, error: BaseException) -> Failed:
         return Failed(

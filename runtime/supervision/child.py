@@ -77,6 +77,8 @@ class Child:
         self.stop_deadline = 0.0
         self.suspect_deaths = 0
         self.backoff = Backoff()
+        # When all of the running generation was last seen to run.
+        self._seen_running = 0.0
         self._predecessor: tuple[int, int] | None = None
 
     @property
@@ -163,6 +165,7 @@ class Child:
         """Note that it is ready."""
         self.state = "up"
         self.up_since = self.watched_since = now
+        self._seen_running = 0.0
 
     def ended(self) -> End:
         """Note that its process is gone, and return how it ended."""
@@ -230,12 +233,15 @@ class Child:
 
     def hang(self, now: float) -> str:
         """Return what in it has not run for longer than it may, and how long; empty if all of it runs."""
-        if now - self.watched_since <= self.hang_timeout_seconds:
+        # Most often it has been seen to run not long ago, and nothing need be read.
+        if now - max(self.watched_since, self._seen_running) <= self.hang_timeout_seconds / 2:
             return ""
-        for what, heartbeat in self._heartbeats().items():
+        heartbeats = self._heartbeats()
+        for what, heartbeat in heartbeats.items():
             age = now - max(heartbeat, self.watched_since)
             if age > self.hang_timeout_seconds:
                 return f"hang: {what} for {age:.1f} s"
+        self._seen_running = min(heartbeats.values())
         return ""
 
     def _heartbeats(self) -> dict[str, float]:

@@ -49,6 +49,8 @@ from understudy.runtime.supervision.strategy import Member, decide
 from understudy.runtime.telemetry.logs import LogFormat, configure_logging
 
 TICK_SECONDS = 0.5
+# How old its state file grows, up to a tick more, while nothing changes.
+HEARTBEAT_SECONDS = 0.9
 # A tick that comes later than this was held up: the machine was suspended, or this process was stopped.
 LATE_SECONDS = 1.0
 PREDECESSOR_POLL_SECONDS = 0.01
@@ -93,6 +95,7 @@ class Supervisor(ControlActor):
         self._not_drained: list[str] = []
         self._next_tick = 0.0
         self._save_failed = False
+        self._saved_at = 0.0
 
     def receive(self, message: object, sender: Any) -> None:
         """Handle one message; what comes late from an earlier generation is ignored."""
@@ -361,7 +364,8 @@ class Supervisor(ControlActor):
         for child in self._children:
             if child.process is not None:
                 self._check(child, now)
-        self._save()
+        if now - self._saved_at > HEARTBEAT_SECONDS:
+            self._save()
 
     def _forgive(self, late: float, now: float) -> None:
         """Reset every deadline: while this process stood still, its children could not be watched."""
@@ -484,13 +488,14 @@ class Supervisor(ControlActor):
     # The state file
 
     def _save(self) -> None:
+        self._saved_at = boottime()
         status = SupervisorStatus(
             name=self._start.spec.name,
             pid=os.getpid(),
             generation=self._start.generation,
             state=self._state,
             reason=self._reason,
-            heartbeat=boottime(),
+            heartbeat=self._saved_at,
             not_drained=tuple(self._not_drained),
             children=tuple(child.status() for child in self._children),
         )

@@ -389,20 +389,20 @@ def test_sixty_cells_on_three_levels_start_restart_and_stop_in_order(tmp_path: P
     root = supervisor("root", *outer, strategy="one_for_all")
     # Long enough for none to be asked before the one after it has gone.
     with Tree(tmp_path, root, stop_seconds=60) as tree:
-        tree.wait_until_up()
+        tree.wait_until_up(60)
         started = [line.split()[0] for line in tree.starts()]
         assert len(started) == 60
         assert started == sorted(started)
         before = len(tree.history())
         kill(tree.child("outer-1").pid)
-        wait_until(lambda: len(tree.starts()) == 120, 20, "all started again")
+        wait_until(lambda: len(tree.starts()) == 120, 60, "all started again")
         assert [line.split()[0] for line in tree.starts()[60:]] == started
         own = [name for name in started if name.startswith("steady-1")]
         # Those of the killed supervisor died with it.
         assert tree.history()[before : before + 45] == [
             f"stop {name}" for name in reversed(started) if name not in own
         ]
-        wait_until(lambda: (status := tree.state()) and all(one.state == "up" for one in status.children), 20)
+        wait_until(lambda: (status := tree.state()) and all(one.state == "up" for one in status.children), 60)
         before = len(tree.history())
         tree.stop()
         assert tree.history()[before:] == [f"stop {name}" for name in reversed(started)]

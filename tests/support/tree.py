@@ -134,9 +134,9 @@ class Tree:
         self.note_processes()
         return status
 
-    def wait_until_up(self) -> None:
+    def wait_until_up(self, timeout_seconds: float = 10.0) -> None:
         """Return when the root has started all its children."""
-        wait_until(lambda: (status := self.state()) and status.state == "up", what="root up")
+        wait_until(lambda: (status := self.state()) and status.state == "up", timeout_seconds, "root up")
         self.note_processes()
 
     def note_processes(self) -> None:
