@@ -302,7 +302,7 @@ def test_a_consumer_is_changed_to_a_sole_owner_s_and_back(nodes: Nodes) -> None:
     with nodes.node("a", shared, **slow) as run:
         nodes.note(range(300), 4)
         _leave_some(nodes, run)
-    assert "priority_policy is None, the app declares pinned_client" in nodes.check(LONG)
+    assert "priority_policy is empty, the app declares pinned_client" in nodes.check(LONG)
     with nodes.node("a", LONG, **slow) as run:
         _leave_some(nodes, run)
     # What the first run left came before anything newer.

@@ -261,7 +261,7 @@ async def test_a_push_consumer_fails_the_cell(consumer: Consumer) -> None:
 
 async def test_a_bad_request_fails_the_cell(consumer: Consumer) -> None:
     """Repeating it would change nothing."""
-    await consumer.make(priority_policy="pinned_client", priority_groups=["some"])
+    await consumer.make(priority_policy="overflow", priority_groups=["some"])
     pull = await consumer.pulling(Room(16))
     pull.start()
     await until(lambda: bool(pull.failures))
