@@ -152,8 +152,9 @@ async def close(client: Client) -> bool:
             _log.warning("not all may be settled", error=str(error))
     try:
         await client.close()
-    except (OSError, TypeError) as error:
-        # nats-py writes what is pending to a socket that may be gone; asyncio of 3.12 then raises TypeError.
+    except (OSError, TypeError, RuntimeError) as error:
+        # nats-py writes what is pending to a socket that may be gone; asyncio of 3.12 then raises TypeError,
+        # uvloop RuntimeError.
         _log.warning("broker was gone at the close", error=str(error))
     return confirmed
 

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from support.cells import until
+from support.nats import NatsServer
 from understudy.actors.errors import BrokerError, BrokerRefused, BrokerUnreachable, ConfigurationError
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.broker.binary import find_nats_server
@@ -130,3 +132,25 @@ async def test_a_run_without_a_broker_is_status_3_and_leaves_nothing(
     assert ("refused the connection" if refuses else "no broker answers at") in run.stderr.splitlines()[-1]
     assert "hunter2" not in run.stdout + run.stderr
     assert list((tmp_path / "recorder").iterdir()) == []
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_close_bears_that_the_socket_is_gone(
+    nats_server: NatsServer, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """What waits to be written then isn't; each event loop has an exception of its own for that."""
+
+    async def close_late() -> bool:
+        lost = asyncio.Event()
+        client = await connection.connect(
+            ConnectionSpec(servers=(nats_server.url,)),
+            name="test",
+            on_state=lambda state: lost.set() if state != "connected" else None,
+        )
+        nats_server.kill()
+        await lost.wait()
+        await client.publish("tests.late", b"")
+        return await connection.close(client)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert not runner.run(close_late())
