@@ -258,6 +258,43 @@ def test_a_paused_cell_that_is_restarted_is_paused_again(nodes: Nodes) -> None:
     assert set(nodes.handled().values()) == {1}
 
 
+def test_a_paused_sole_owner_that_is_killed_and_then_restarted_keeps_the_order(
+    tmp_path: Path, nats_server: NatsServer
+) -> None:
+    """Its replacement keeps pin and pause; a restart then hands over to the other node, paused as well."""
+    nodes = Nodes(tmp_path, nats_server, OWNER_SECONDS="0.002")
+    with (
+        Launched(
+            tmp_path / "a", "support.owner_app:app", servers=nats_server.url, environment=nodes.environment
+        ) as first,
+        Launched(
+            tmp_path / "b", "support.owner_app:app", servers=nats_server.url, environment=nodes.environment
+        ) as second,
+    ):
+        nodes.running += [first.wait_until_ready(), second.wait_until_ready()]
+        customers = [{"number": number, "customer": f"c{number % 3}"} for number in range(300)]
+        publish(nats_server.url, *customers, subject="notes.noted")
+        wait_until(lambda: len(read_lines(nodes.record)) > 3)
+        assert nodes.type("actor", "pause", "recorder").returncode == 0
+        handled = read_lines(nodes.record)
+        (pid,) = {int(line.split()[2]) for line in handled}
+        owner = next(node for node in nodes.running if node.child(CELL)["pid"] == pid)
+        kill(pid)
+        owner.wait_for_child(CELL, 2)
+        assert nodes.type("actor", "pause", CELL).returncode == 0
+        reasons = [tree["tree"]["children"][0]["status"]["reason"] for tree in nodes.trees()]
+        assert sorted(reasons) == ["paused by the operator", "paused by the operator, another cell is active"]
+        assert nodes.type("actor", "restart", CELL, "--node", name(owner)).returncode == 0
+        assert read_lines(nodes.record) == handled
+        assert nodes.type("actor", "resume", "recorder").returncode == 0
+        wait_until(lambda: len(read_lines(nodes.record)) >= 300, 20)
+        numbers = [int(line.split()[3]) for line in read_lines(nodes.record)]
+        assert sorted(numbers) == list(range(300))
+        assert all(
+            mine == sorted(mine) for mine in ([one for one in numbers if one % 3 == key] for key in range(3))
+        )
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(nodes: Nodes) -> None:
     """And nothing is done."""
     nodes.start("a")
