@@ -194,6 +194,24 @@ def test_a_child_that_cannot_start_takes_nobody_along_but_goes_with_its_group(tm
         tree.stop()
 
 
+def test_a_child_that_waits_alone_waits_with_its_group_from_then_on(tmp_path: Path) -> None:
+    """Its own backoff passes while the group is still being stopped, and starts nothing."""
+    root = supervisor("root", cell("failing"), cell("steady"), cell("stubborn"), strategy="one_for_all")
+    with Tree(tmp_path, root) as tree:
+        tree.wait_until_up()
+        tree.wait_for_child("failing/0", state="backoff", generation=3)
+        kill(tree.child("steady/0").pid)
+        tree.wait_for_child("stubborn/0", state="stopping")
+        tree.wait_for_child("stubborn/0", generation=2)
+        history = tree.history()
+        asked = history.index("stop stubborn/0")
+        assert history[asked + 1 : asked + 3] == ["start failing/0", "start steady/0"]
+        # In its turn with the group, and not once more by a timer of its own.
+        generations = [int(line.split()[1]) for line in tree.starts() if line.startswith("failing")]
+        assert generations == list(range(1, len(generations) + 1))
+        tree.launcher.kill()
+
+
 def test_a_stop_ends_a_group_that_is_being_restarted(tmp_path: Path) -> None:
     """Nothing is started any more."""
     root = supervisor("root", cell("steady"), cell("stubborn"), strategy="one_for_all")
@@ -232,11 +250,15 @@ def test_a_transient_child_that_stops_itself_is_left_stopped(tmp_path: Path, str
 
 
 def test_a_transient_child_that_dies_is_restarted(tmp_path: Path) -> None:
-    """That was no stop of its own."""
+    """That was no stop of its own, and neither is an exit with status 0 that it hasn't announced."""
     with Tree(tmp_path, supervisor("root", cell("brief", restart="transient"))) as tree:
         tree.wait_until_up()
         kill(tree.child("brief/0").pid)
         assert tree.wait_for_child("brief/0", generation=2).last_reason == "killed by SIGKILL"
+        (tmp_path / "exit").touch()
+        wait_until(lambda: tree.child("brief/0").last_reason == "exit status 0")
+        (tmp_path / "exit").unlink()
+        tree.wait_for_child("brief/0", generation=3)
         tree.stop()
 
 

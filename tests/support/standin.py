@@ -2,8 +2,8 @@
 
 What it does is told by its actor's name: `steady` stays up, `failing` fails each start, `slow` gets ready
 when the file `go` is in the run directory, `late` never gets ready, `stubborn` doesn't stop, `brief` stops
-itself when the file `finish` is there, `deaf` has no heartbeat in its main thread. It keeps its heartbeats in
-a real cell file.
+itself when the file `finish` is there and exits with 0 when `exit` is, `deaf` has no heartbeat in its main
+thread. It keeps its heartbeats in a real cell file.
 
 The first one forked while the file that STILLBORN names is there takes that away and dies at once.
 """
@@ -97,6 +97,7 @@ class StandInCell(ControlActor):
             self._say_ready()
         if start.spec.actor == "brief":
             self._when("finish", self._end)
+            self._when("exit", partial(os._exit, 0))
 
     def _say_ready(self) -> None:
         self._file.status.state(CellState.UP)
