@@ -31,6 +31,7 @@ def cell(
     hang_timeout_seconds: float = 8.0,
     start_timeout_seconds: float = 30.0,
     restart: RestartType = "permanent",
+    max_crashes: int = 3,
 ) -> CellSpec:
     """Return the spec of a stand-in cell; the actor's name tells what it does."""
     return CellSpec(
@@ -42,6 +43,7 @@ def cell(
         hang_timeout_seconds=hang_timeout_seconds,
         ack_wait_seconds=15.0,
         restart=restart,
+        max_crashes=max_crashes,
     )
 
 

@@ -1,0 +1,82 @@
+"""What a supervisor makes of a child's ends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.tree import cell
+from understudy.config.connection import ConnectionSpec
+from understudy.runtime.cell.start import RunSpec
+from understudy.runtime.cell.status import boottime
+from understudy.runtime.specs import CellSpec
+from understudy.runtime.supervision.child import Child
+from understudy.runtime.supervision.processes import read_process
+
+
+class Ended:
+    """A process that has ended with status 9."""
+
+    pid = 2**22 + 1
+    exitcode = 9
+
+
+def child_of(spec: CellSpec, directory: Path) -> Child:
+    """Return a child that hasn't been started yet."""
+    run = RunSpec(
+        app="test",
+        target="none:none",
+        run_id="0123456789abcdef",
+        run_directory=str(directory),
+        launcher_pid=1,
+        revision=0,
+        connection=ConnectionSpec(servers=("nats://127.0.0.1:4222",)),
+        log_level="info",
+        log_format="json",
+        shutdown_timeout_seconds=1,
+    )
+    return Child(spec, run)
+
+
+def end(child: Child, *, seconds_up: float | None, suspect: bool, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Have a child die after it was up for so long, and return whether that counts."""
+    process: Any = Ended()
+    assert read_process(process.pid) is None
+    child.process, child.pidfd = process, os.open("/dev/null", os.O_RDONLY)
+    child.up_since = None if seconds_up is None else boottime() - seconds_up
+    monkeypatch.setattr(Child, "_left_a_delivery_in_handling", lambda _: suspect)
+    counts = child.ended().counts
+    monkeypatch.undo()
+    return counts
+
+
+@pytest.mark.parametrize(("max_crashes", "counted"), [(1, [True] * 4), (2, [False, True] * 2)])
+def test_every_death_that_uses_up_a_deliverys_crashes_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_crashes: int, counted: list[bool]
+) -> None:
+    """As many are borne as the actor's own policy lets a delivery cause, less one."""
+    child = child_of(cell("steady", max_crashes=max_crashes), tmp_path)
+    ends = [end(child, seconds_up=1.0, suspect=True, monkeypatch=monkeypatch) for _ in range(4)]
+    assert ends == counted
+
+
+def test_a_death_with_nothing_at_hand_counts_if_the_cell_was_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that never was says nothing about its siblings."""
+    child = child_of(cell("steady"), tmp_path)
+    assert end(child, seconds_up=0.0, suspect=False, monkeypatch=monkeypatch)
+    assert not end(child, seconds_up=None, suspect=False, monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize(("seconds_up", "failures"), [(9.0, 3), (11.0, 0)])
+def test_failures_in_a_row_end_with_a_healthy_time(tmp_path: Path, seconds_up: float, failures: int) -> None:
+    """The tree shows none once the next backoff would begin anew."""
+    child = child_of(cell("steady"), tmp_path)
+    child.backoff.failures = 3
+    process: Any = Ended()
+    child.process, child.up_since = process, boottime() - seconds_up
+    assert child.status().failures == failures
