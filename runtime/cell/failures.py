@@ -254,7 +254,7 @@ class Failures:
             trace_id=delivery.trace_id,
         )
         try:
-            await dead_letters.write(self._window, letter, self._broker.max_payload)
+            number = await dead_letters.write(self._window, letter, self._broker.max_payload)
         except PublishError as unwritten:
             self._log.error(
                 "dead letter can't be written",
@@ -266,6 +266,7 @@ class Failures:
             return await self._again(delivery, self._policy.max_delay_seconds)
         self._log.warning(
             "dead letter",
+            id=number,
             reason=reason,
             error=error,
             subject=delivery.subject,

@@ -52,7 +52,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str
 
 
-async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> None:
+async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> int:
     """Store a dead letter and return when its stream has confirmed it.
 
     Args:
@@ -61,6 +61,9 @@ async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> 
         max_payload: the server's bound, in bytes of body and headers together. Above it the body is left
             out, and headers over 64 KiB are dropped longest first; both are named in the letter. So are
             headers whose names can't be written.
+
+    Returns:
+        Its id, by which `understudy dead-letters` knows it.
 
     Raises:
         PublishError: it was not confirmed; the delivery may not be termed.
@@ -95,7 +98,8 @@ async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> 
     if len(body) + header_bytes(headers) + _MARGIN_BYTES > max_payload:
         headers["Understudy-Body-Left-Out"] = f"{letter.stream} sequence {letter.sequence}"
         body = b""
-    await window.publish(f"dead-letters.{letter.app}.{letter.actor}", body, headers)
+    ack = await window.publish(f"dead-letters.{letter.app}.{letter.actor}", body, headers)
+    return ack.seq
 
 
 def _too_long(headers: Mapping[str, str], room: int) -> list[str]:

@@ -17,6 +17,9 @@ from support.cells import bench
 from support.letters import Letters, ended
 from support.nats import NatsServer
 
+# Each test runs several commands, which are processes of their own.
+pytestmark = pytest.mark.timeout(240)
+
 
 @pytest.fixture
 async def letters(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Letters]:
@@ -267,7 +270,7 @@ async def test_discard_asks_and_removes_what_it_asked_about(letters: Letters, an
     ours, theirs = pty.openpty()
     process = await letters.start("discard", "--all", stdin=theirs)
     assert process.stderr is not None
-    question = await asyncio.wait_for(process.stderr.readuntil(b"] "), 20)
+    question = await asyncio.wait_for(process.stderr.readuntil(b"] "), 60)
     assert question == b"Discard 2 dead letters for good (1 of billing, 1 of shipping)? [y/N] "
     await letters.add(3)
     os.write(ours, f"{answer}\n".encode())

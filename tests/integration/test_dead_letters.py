@@ -213,8 +213,8 @@ async def test_two_actors_letters_for_one_message_are_both_stored(
 ) -> None:
     """The id names who gives up; the same letter twice is stored once."""
     other = msgspec.structs.replace(LETTER, actor="shipping", durable="shop-shipping")
-    for letter in (LETTER, other, LETTER, other):
-        await write(window, letter, orders.client.max_payload)
+    ids = [await write(window, one, orders.client.max_payload) for one in (LETTER, other, LETTER, other)]
+    assert ids == [1, 2, 1, 2]
     assert [stored.subject for stored in await letters(orders)] == [
         "dead-letters.shop.billing",
         "dead-letters.shop.shipping",
@@ -291,5 +291,6 @@ async def test_what_can_t_be_dead_lettered_comes_again(orders: Bench, how: str) 
             await js.add_stream(config)
         await orders.settled(app)
     assert [letter.headers["Understudy-Error"] for letter in await letters(orders)] == ["not ours"]
+    assert [entry["id"] for entry in logs if entry["event"] == "dead letter"] == [1]
     assert cell.status.counters["dead_lettered"] == 1
     await until(lambda: cell.status.held == 0)

@@ -27,6 +27,9 @@ from understudy.runtime.jetstream.replay import Replay
 from understudy.runtime.jetstream.stored_letters import Selection
 from understudy.runtime.stream import Stream
 
+# Each test runs several commands, which are processes of their own.
+pytestmark = pytest.mark.timeout(240)
+
 
 class Placed(Event, subject="orders.placed"):
     number: int
