@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import signal
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,9 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from support.cells import bench
-from support.letters import Letters, ended
+from support.cells import bench, until
+from support.letters import Letters, Result, ended
 from support.nats import NatsServer
+from understudy.actors.errors import BrokerRefused
+from understudy.config.connection import ConnectionSpec
+from understudy.runtime.jetstream.connection import close, connect
 
 # Each test runs several commands, which are processes of their own.
 pytestmark = pytest.mark.timeout(240)
@@ -326,3 +330,67 @@ async def test_a_broker_that_is_away_is_status_3(letters: Letters, nats_server: 
         result = await letters.run(*command.split())
         assert (result.status, result.out) == (3, "")
         assert result.err.startswith(f"understudy: no broker answers at {nats_server.url}: ")
+
+
+LOOKING = [
+    "$JS.API.STREAM.INFO.SHOP_DEAD_LETTERS",
+    "$JS.API.CONSUMER.CREATE.SHOP_DEAD_LETTERS.*",
+    "$JS.API.CONSUMER.MSG.NEXT.SHOP_DEAD_LETTERS.*",
+    "$JS.API.CONSUMER.DELETE.SHOP_DEAD_LETTERS.*",
+    "$JS.API.STREAM.INFO.ORDERS",
+    "$JS.API.STREAM.MSG.GET.ORDERS",
+]
+DISCARDING = ["$JS.API.STREAM.MSG.DELETE.SHOP_DEAD_LETTERS"]
+REPLAYING = ["$JS.API.CONSUMER.INFO.ORDERS.*", "orders.placed"]
+
+
+async def restrict(server: NatsServer, **users: list[str]) -> None:
+    """Have the server let in these users alone, by their name as password; they may publish to so much."""
+    permissions = "".join(
+        f"{{ user: {name}, password: {name}, permissions: {{"
+        f" publish: {json.dumps(subjects)}, subscribe: [_INBOX.>] }} }}\n"
+        for name, subjects in users.items()
+    )
+    with (server.directory / "nats-server.conf").open("a") as file:
+        file.write(f"authorization {{ users: [\n{permissions}] }}\n")
+    os.kill(server.pid, signal.SIGHUP)
+
+    async def knows_them() -> bool:
+        stranger = ConnectionSpec(servers=(server.url,), user="stranger", password="x", fast_lane=False)
+        try:
+            await close(await connect(stranger, name="test"))
+        except BrokerRefused:
+            return True
+        return False
+
+    await until(knows_them)
+
+
+async def test_each_command_needs_no_more_permissions_than_are_documented(
+    letters: Letters, nats_server: NatsServer
+) -> None:
+    """And whoever has fewer is told that the server doesn't answer."""
+    letters.fast_lane = False
+    large = b"x" * (letters.client.max_payload - 600)
+    ack = await letters.js.publish("orders.placed", large)
+    await letters.add(ack.seq, body=large, error="e" * 1000)
+    await letters.add(7)
+    await letters.add(8)
+    await restrict(
+        nats_server,
+        looking=LOOKING,
+        discarding=[*LOOKING, *DISCARDING],
+        replaying=[*LOOKING, *DISCARDING, *REPLAYING],
+    )
+
+    async def run(user: str, *arguments: str) -> Result:
+        letters.url = nats_server.url.replace("nats://", f"nats://{user}:{user}@")
+        return await letters.run(*arguments, "--app", "shop")
+
+    assert (await run("looking", "list")).status == 0
+    assert len((await run("looking", "show", "1")).out) > len(large)
+    assert (await run("looking", "export")).err == "3 dead letters exported\n"
+    refused = await run("looking", "discard", "3", "--yes")
+    assert (refused.status, refused.out) == (1, "0 discarded\n")
+    assert (await run("discarding", "discard", "3", "--yes")).out == "1 discarded\n"
+    assert (await run("replaying", "replay", "--all")).out == "2 replayed\n"
