@@ -34,7 +34,7 @@ KEYS = 20
 CONCURRENCY = 8
 CAPACITY = 256
 HANG_TIMEOUT_SECONDS = 2.0
-START_TIMEOUT_SECONDS = 3.0
+START_TIMEOUT_SECONDS = 5.0
 ACK_WAIT_SECONDS = 8.0
 # More than any number of faults comes to: what is shown is one restart after the other, not the end of them.
 MAX_RESTARTS = 1000
