@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from support import fault_app
 from support.fault_app import BYSTANDER, CONCURRENCY, KEYS, OPS, VICTIMS
-from support.faults import EVENTS_PER_SECOND, FAULTS, RECOVERY_SECONDS, Fault, Scene
+from support.faults import EVENTS_PER_SECOND, FAULTS, RECOVERY_SECONDS, Fault, Scene, end_with_all
 from support.tree import wait_until
 from understudy.runtime.broker.binary import find_nats_server
 from understudy.runtime.telemetry.logs import configure_logging
@@ -242,6 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("that leaves nothing to do")
     if options.write and options.only:
         parser.error("--write wants all failures")
+    end_with_all()
     configure_logging(level="error", format="console", context={})
     rows = []
     for fault in faults:

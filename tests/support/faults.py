@@ -31,6 +31,12 @@ STREAM = "FAULTS"
 CELLS = tuple(f"{recorded.actor}/0" for recorded in RECORDED)
 
 
+def end_with_all() -> None:
+    """Have SIGTERM and SIGINT end this process so that what it has started ends with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+
+
 class Inflicted(NamedTuple):
     """A fault that was made.
 

@@ -30,6 +30,7 @@ from support.faults import (
     EVENTS_PER_SECOND,
     RECOVERY_SECONDS,
     Scene,
+    end_with_all,
     kill_broker,
     kill_cell,
     kill_supervisor,
@@ -339,6 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="told in the account")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="leave log, records and store there")
     options = parser.parse_args(arguments)
+    end_with_all()
     configure_logging(level="error", format="console", context={})
     with contextlib.ExitStack() as stack:
         directory = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
