@@ -429,6 +429,10 @@ class Cell:
             held.reply = reply
             held.delivery_count = delivery_count
             return
+        if delivery_count > 1 and self._mailbox.has_settled(sequence):
+            # The server had given up waiting for the dead cell when it was told that we have it.
+            self._settlement.ack(reply)
+            return
         now = self._now
         delivery = HeldDelivery(
             self._stream,

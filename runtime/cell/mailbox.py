@@ -28,6 +28,7 @@ class Mailbox:
         self._ledger = ledger
         self.settled = 0
         self._held: dict[int, HeldDelivery] = {}
+        self._taken_over: set[int] = set()
         self._bytes = 0
 
     def __iter__(self) -> Iterator[HeldDelivery]:
@@ -47,6 +48,15 @@ class Mailbox:
         self._held[delivery.sequence] = delivery
         self._bytes += len(delivery.body)
 
+    def take_over(self, delivery: HeldDelivery) -> None:
+        """Hold a delivery that a dead cell had, and that the server may be about to deliver again."""
+        self.add(delivery)
+        self._taken_over.add(delivery.sequence)
+
+    def has_settled(self, sequence: int) -> bool:
+        """Return whether a delivery was taken over and is done, so that it isn't to be handled again."""
+        return sequence in self._taken_over and sequence not in self._held
+
     def fill(self, delivery: HeldDelivery, stored: StoredMessage) -> None:
         """Give a delivery that was taken over its subject, body and headers."""
         delivery.subject = stored.subject
@@ -62,6 +72,7 @@ class Mailbox:
 
     def release(self, delivery: HeldDelivery) -> None:
         """Let go of a delivery that is given back to the server."""
+        self._taken_over.discard(delivery.sequence)
         self._remove(delivery)
         self._ledger.release(delivery.slot)
 

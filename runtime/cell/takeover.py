@@ -201,7 +201,7 @@ class Takeover:
             slot=self._ledger.hold(entry.sequence, entry.delivery_count, now),
             extended_at=now,
         )
-        self._mailbox.add(delivery)
+        self._mailbox.take_over(delivery)
         claimed[entry.sequence] = delivery
 
     async def _read_back(self, delivery: HeldDelivery) -> bool:

@@ -20,6 +20,7 @@ from understudy.actors.supervision import Child
 from understudy.runtime.app import App
 from understudy.runtime.cell.ledger import LEDGER_OFFSET, SLOT_SIZE, SlotState
 from understudy.runtime.cell.status import boottime
+from understudy.runtime.jetstream.settlement import ack_subject
 from understudy.runtime.stream import Stream
 
 COUNT = 20
@@ -124,3 +125,23 @@ async def test_what_was_done_is_acked_again_however_late(late: Bench) -> None:
     await cell.start(reason="killed by SIGKILL", crashed=True)
     await late.settled(app)
     assert seen.numbers == list(range(6, COUNT + 1))
+
+
+async def test_what_was_taken_over_is_not_handled_again_when_it_still_comes(late: Bench) -> None:
+    """The server may have given up waiting before it is told that a replacement has it: it is acked again."""
+    seen = Seen()
+    app = seen.app()
+    cell = await dead_cell(late, seen, app)
+    await cell.start(reason="killed by SIGKILL", crashed=True)
+    await late.settled(app)
+    assert cell.cell is not None
+    for sequence in (1, COUNT):
+        reply = ack_subject(
+            "LATE", "late-keeper", delivery_count=2, sequence=sequence, consumer_sequence=COUNT + sequence
+        )
+        cell.cell._deliver(b"late.in", reply, b"", b"%d" % sequence)
+    await late.publisher.publish_raw("late.in", b"%d" % (COUNT + 1))
+    await late.settled(app)
+    assert seen.numbers == list(range(1, COUNT + 2))
+    assert cell.status.held == 0
+    assert (await late.backlog(app)).ack_pending == 0
