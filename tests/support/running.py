@@ -74,7 +74,11 @@ class Running:
 
     def entries(self) -> list[dict[str, Any]]:
         """What this run has logged so far, parsed; every line has to be JSON."""
-        return [json.loads(line) for line in complete_lines(self.log())]
+        lines = complete_lines(self.log())
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise AssertionError(f"a line of the log is no JSON: {lines}") from error
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log entries of one event."""
