@@ -204,8 +204,9 @@ class Scene:
         return now
 
     def pid(self, name: str) -> int:
-        """Return a child's process."""
-        return int(self.run.child(name)["pid"])
+        """Return a child's process, once it has one."""
+        pid: int = wait_until(lambda: self.run.child(name)["pid"], RECOVERY_SECONDS, f"{name} runs")
+        return pid
 
     def cell_pids(self) -> list[int]:
         """Return the processes of all cells."""
@@ -246,7 +247,7 @@ def kill_cell(scene: Scene, victim: str) -> Inflicted:
     """SIGKILL the victim's process."""
     pid = scene.pid(f"{victim}/0")
     at = scene.note_death(pid)
-    os.kill(pid, signal.SIGKILL)
+    _send(pid, signal.SIGKILL)
     return Inflicted(at=at, over=at, pid=pid)
 
 
@@ -268,7 +269,7 @@ def stop_cell(scene: Scene, victim: str) -> Inflicted:
     """SIGSTOP the victim's process for longer than its supervisor bears."""
     pid = scene.pid(f"{victim}/0")
     at = scene.note_death(pid)
-    os.kill(pid, signal.SIGSTOP)
+    _send(pid, signal.SIGSTOP)
     return Inflicted(at=at, over=at, pid=pid)
 
 
