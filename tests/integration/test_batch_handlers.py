@@ -626,7 +626,9 @@ async def test_what_a_drain_has_no_time_for_is_given_back(orders: Bench) -> None
     app = app_of(Slow)
     await place(orders, app, *numbered(60))
     cell = await orders.cell(app)
-    await until(lambda: cell.status.held == 60)
+    assert cell.cell is not None
+    mailbox = cell.cell._mailbox
+    await until(lambda: len(mailbox) == 60)
     await cell.stop()
     assert len(seen) < 60
     await cell.start(reason="drained")

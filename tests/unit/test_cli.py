@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-import structlog
 
 from understudy.config.load import load_settings
 from understudy.runtime.cli import entry
@@ -23,18 +20,14 @@ COMMANDS = ("run", "check", "publish", "dead-letters", "tree", "drain", "demo")
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No settings of whoever runs the tests, a port where nothing answers, and the logging left as it was."""
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of whoever runs the tests, and a port where nothing answers."""
     for name in os.environ:
         if name.startswith(("UNDERSTUDY_", "NATS_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
-    handlers = logging.getLogger().handlers[:]
-    yield
-    logging.getLogger().handlers[:] = handlers
-    structlog.reset_defaults()
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
@@ -20,18 +19,6 @@ from understudy.runtime.telemetry.logs import configure_logging, resolve_format
 from understudy.runtime.telemetry.trace import TraceContext, current_trace
 
 CONTEXT = {"app": "flights", "actor": "delay-monitor", "cell": "delay-monitor/0"}
-
-
-@pytest.fixture(autouse=True)
-def _logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    hooks = threading.excepthook, sys.unraisablehook, warnings.showwarning
-    yield
-    threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def entries(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
