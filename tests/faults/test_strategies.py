@@ -205,7 +205,9 @@ def test_a_child_that_waits_alone_waits_with_its_group_from_then_on(tmp_path: Pa
         tree.wait_for_child("stubborn/0", generation=2)
         history = tree.history()
         asked = history.index("stop stubborn/0")
-        assert history[asked + 1 : asked + 3] == ["start failing/0", "start steady/0"]
+        # The first of them fails again, and may be started once more before the second is.
+        started = list(dict.fromkeys(history[asked + 1 :]))
+        assert started[:2] == ["start failing/0", "start steady/0"]
         # In its turn with the group, and not once more by a timer of its own.
         generations = [int(line.split()[1]) for line in tree.starts() if line.startswith("failing")]
         assert generations == list(range(1, len(generations) + 1))
