@@ -26,6 +26,7 @@ from understudy.runtime.supervision.statefile import (
 
 SUPERVISOR_HANG_SECONDS = 10.0
 SUPERVISOR_START_SECONDS = 10.0
+STOPPED = "stopped"
 STOPPED_BY_ITSELF = "stopped by itself"
 
 
@@ -185,7 +186,7 @@ class Child:
         if clean and self.stopped_for:
             reason = self.stopped_for
         elif clean and normal:
-            reason = STOPPED_BY_ITSELF
+            reason = STOPPED if self.state == "stopping" else STOPPED_BY_ITSELF
         elif gave_up:
             assert last_word is not None
             reason = f"escalated: {last_word.reason}"
