@@ -48,8 +48,9 @@ class FetchAhead:
             if idle and was_idle and done > 0 and elapsed > 0:
                 # All of it was begun and done in that time, some of which was spent waiting: so it may be
                 # more, and where the bound is what keeps the mailbox empty, it has to be.
-                wanted = math.ceil(done / elapsed * self._seconds)
-                self.limit = max(self.limit, min(self._capacity, 2 * self.limit, wanted))
+                # Bounded first: what was done in no time at all is no number.
+                wanted = math.ceil(min(self._capacity, done / elapsed * self._seconds))
+                self.limit = max(self.limit, min(2 * self.limit, wanted))
             self._began, self._settled = now, settled
             return
         # Nothing done yet says that the rate is below one in that time.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from understudy.runtime.cell.fetch_ahead import FIRST, FetchAhead
@@ -77,6 +77,7 @@ def test_a_slow_handler_that_never_has_anything_left_gets_no_more_than_it_may() 
     least=st.integers(0, 100),
     looks=st.lists(st.tuples(st.floats(0, 30), st.integers(0, 5000), st.booleans())),
 )
+@example(capacity=1, least=0, looks=[(0.0, 0, True), (1e-308, 1, True)])
 def test_it_stays_between_the_lanes_and_the_capacity(
     capacity: int, least: int, looks: list[tuple[float, int, bool]]
 ) -> None:
