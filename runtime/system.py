@@ -60,6 +60,8 @@ ROOT_MARGIN_SECONDS = 2.0
 SHUTDOWN_SECONDS = 2.0
 # Between the first death seen and the question who died first: one death brings others with it.
 DEATHS_SETTLE_SECONDS = 0.05
+# How long what was cancelled may take to end before it is cancelled again.
+CANCEL_SECONDS = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -85,6 +87,7 @@ class System:
         self._broker_state = "not connected yet"
         self._draining = False
         self._ending = False
+        self._named = False
         # What the drain has left undone.
         self._left: tuple[str, ...] = ()
         self._node: Node
@@ -182,7 +185,10 @@ class System:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # And again after a time: a task misses it if an answer comes just then (3.11's wait_for).
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CANCEL_SECONDS):
+                    await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -200,12 +206,23 @@ class System:
             return_when=asyncio.FIRST_COMPLETED,
         )
         await asyncio.sleep(DEATHS_SETTLE_SECONDS)
+        self._name_the_dead()
+        return ESCALATED
+
+    def _name_the_dead(self) -> None:
+        """Log once which process of the control plane has taken the others along."""
+        if self._named:
+            return
+        self._named = True
         admin, logger = self._deaths["admin"], self._deaths["logger"]
         how = admin.how()
-        # The admin takes the logger along if it is killed, and ends by itself if its logger died.
-        name = "logger" if logger.ended.is_set() and "killed" not in how else "admin"
-        _log.error("control plane died", process=name, reason=how if name == "admin" else "ended")
-        return ESCALATED
+        if not (admin.ended.is_set() or logger.ended.is_set()):
+            _log.error("control plane died", process="root supervisor")
+        elif logger.ended.is_set() and "killed" not in how:
+            # The admin takes the logger along if it is killed, and ends by itself if its logger died.
+            _log.error("control plane died", process="logger", reason="ended")
+        else:
+            _log.error("control plane died", process="admin", reason=how)
 
     async def _serve(self, plane: ControlPlane, run: RunSpec, url: str) -> int:
         """Start the tree, keep it up until a signal, and drain it."""
@@ -260,7 +277,8 @@ class System:
                 said = True
                 _log.info("ready", http=url)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), POLL_SECONDS)
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._stop.wait()
 
     async def _drain(self, plane: ControlPlane, address: Any, root: _Watched) -> None:
         timeout = self._settings.shutdown_timeout_seconds
@@ -297,7 +315,7 @@ class System:
         if status is None or status.state != "stopped":
             # A dead admin takes the root along, and then is what is to be named.
             await asyncio.sleep(2 * DEATHS_SETTLE_SECONDS)
-            _log.error("control plane died", process="root supervisor")
+            self._name_the_dead()
             return ESCALATED
         if status.not_drained:
             self._left = status.not_drained

@@ -219,6 +219,8 @@ class Cell:
     async def _actor_failed(self, error: ActorFailed) -> None:
         """End with this failure, as soon as what was settled before it is with the server."""
         assert self._client is not None
+        # What has failed begins nothing more.
+        self._lanes.halt()
         with contextlib.suppress(BrokerError):
             await self._settlement.flush()
             await connection.confirm(self._client)
