@@ -57,7 +57,8 @@ class Running:
 
     def start(self, *, wait: bool = True) -> None:
         """Start it and, unless told otherwise, return when it says that it is ready."""
-        self._log_offset = self._log.stat().st_size if self._log.exists() else 0
+        # Not the file's size: what still ends of the run before may be in the middle of a line.
+        self._log_offset = self._log.read_bytes().rfind(b"\n") + 1 if self._log.exists() else 0
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._arguments, stderr=log, env=self._environment)
         if not wait:
