@@ -23,7 +23,16 @@ from understudy.runtime.cell.batches import Batches, HeldBatch
 from understudy.runtime.cell.blocked import Blocked
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
-from understudy.runtime.cell.outcomes import SETTLED, Again, Back, BatchOutcome, Held, Outcome, Settled
+from understudy.runtime.cell.outcomes import (
+    SETTLED,
+    Again,
+    Back,
+    BatchOutcome,
+    Finishing,
+    Held,
+    Outcome,
+    Settled,
+)
 
 # Handlers that never wait would starve the connection's reader; this many may follow each other.
 BURST = 64
@@ -71,7 +80,7 @@ class Lanes:
         *,
         concurrency: int,
         hang_timeout_seconds: float,
-        handle: Callable[[HeldDelivery, Deadline], Awaitable[Outcome]],
+        handle: Callable[[HeldDelivery, Deadline], Awaitable[Outcome | Finishing]],
         breakers_closed: Callable[[], bool],
         mode_changed: Callable[[Mode, str], None],
         blocked_changed: Callable[[int], None] = lambda _: None,
@@ -220,6 +229,9 @@ class Lanes:
         self._wake_all()
         if self._workers:
             await asyncio.wait(self._workers)
+        while self._running:
+            self._quiet.clear()
+            await self._quiet.wait()
 
     async def _work(self) -> None:
         task = asyncio.current_task()
@@ -246,11 +258,14 @@ class Lanes:
                 burst += len(item.members)
             else:
                 outcome = await self._handle(item, deadline)
-                self._running.discard(item)
-                if outcome is SETTLED and self._mode is Mode.ALL:
-                    self._done(item)
+                if type(outcome) is Finishing:
+                    outcome.settled.add_done_callback(functools.partial(self._finished, item))
                 else:
-                    self._finish(item, outcome)
+                    self._running.discard(item)
+                    if outcome is SETTLED and self._mode is Mode.ALL:
+                        self._done(item)
+                    else:
+                        self._finish(item, outcome)
                 burst += 1
             if burst >= BURST:
                 burst = 0
@@ -287,6 +302,15 @@ class Lanes:
         else:
             self._finish_members(batch, outcome)
         self._decide()
+
+    def _finished(self, delivery: HeldDelivery, settled: asyncio.Future[Settled | Again]) -> None:
+        """Hear that what was left to do of a delivery is done."""
+        self._running.discard(delivery)
+        self._finish(delivery, settled.result())
+        if not self._running:
+            self._quiet.set()
+            # A worker says that we are idle.
+            self._wake()
 
     def _finish(self, delivery: HeldDelivery, outcome: Outcome) -> None:
         if isinstance(outcome, Settled):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import final
 
 import msgspec
 
@@ -31,6 +33,19 @@ class Held(msgspec.Struct, frozen=True):
 
     breaker: str
     retry_after_seconds: float
+
+
+@final
+class Finishing(msgspec.Struct, frozen=True, eq=False):
+    """The handler is done with the delivery, and what is left to do of it needs no lane.
+
+    Its key stays shut until then, and it counts as running.
+
+    Args:
+        settled: what becomes of it; must not raise.
+    """
+
+    settled: asyncio.Future[Settled | Again]
 
 
 class Back(msgspec.Struct, frozen=True):
