@@ -6,13 +6,14 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin, overload
 
 from understudy.actors.codec import Body, Decoder, decode_untyped, decoder
 from understudy.actors.context import BatchContext, Context
 from understudy.actors.errors import DeclarationError
 from understudy.actors.event import EventMeta, check_subject, event_spec
+from understudy.actors.names import check_name
 from understudy.actors.policies import Batch
 from understudy.actors.subjects import check_filter, covers
 
@@ -29,7 +30,8 @@ class HandlerSpec:
 
     `type` is None where the handler takes the decoded value as it is; `raw` says that it takes the bytes.
     `decode(body, content_type, subject)` returns what the handler takes or raises DecodeError. With `batch`
-    the handler takes a list; these three then say what its members are.
+    the handler takes a list; these three then say what its members are. `breakers` are the names of those
+    without which it can do nothing.
     """
 
     method: str
@@ -40,15 +42,22 @@ class HandlerSpec:
     is_async: bool
     batch: Batch | None
     decode: Decoder
+    breakers: tuple[str, ...] = ()
 
 
 @overload
 def handles(method: _Method, /) -> _Method: ...
 @overload
-def handles(subject: str, /, *, batch: Batch | None = None) -> Callable[[_Method], _Method]: ...
+def handles(
+    subject: str, /, *, batch: Batch | None = None, breakers: Sequence[str] = ()
+) -> Callable[[_Method], _Method]: ...
 @overload
-def handles(*, batch: Batch) -> Callable[[_Method], _Method]: ...
-def handles(method_or_subject: Any = _NOTHING, /, *, batch: Batch | None = None) -> Any:
+def handles(*, batch: Batch, breakers: Sequence[str] = ()) -> Callable[[_Method], _Method]: ...
+@overload
+def handles(*, breakers: Sequence[str]) -> Callable[[_Method], _Method]: ...
+def handles(
+    method_or_subject: Any = _NOTHING, /, *, batch: Batch | None = None, breakers: Sequence[str] = ()
+) -> Any:
     """Marks a method as the handler of an event type, or of a subject: `@handles("raw.>")`.
 
     Bare, it takes type and subject from the annotation of the first parameter, an Event. With a subject that
@@ -60,21 +69,34 @@ def handles(method_or_subject: Any = _NOTHING, /, *, batch: Batch | None = None)
     It holds at most `size` events in stream order; with `key`, events of many keys, of which none is in two
     batches at once. What doesn't decode never gets into a batch. When the handler returns, all of them are
     acked but those that it failed by `BatchContext.fail`; when it raises, all have failed.
+
+    `breakers=["payments"]` names the circuit breakers without which the handler can do nothing. While one of
+    them is open its deliveries alone wait, and the actor's others go on, as long as what waits takes no more
+    than half the mailbox. A handler that declares none and meets an open breaker has the whole actor wait.
     """
     # Its own type is no safeguard where nobody runs a type checker.
     given: object = batch
     if given is not None and not isinstance(given, Batch):
         raise DeclarationError(f"@handles: batch is {given!r}; give a Batch: @handles(batch=Batch(size=100))")
+    names = _read_breakers(breakers)
     if isinstance(method_or_subject, str):
         subject = check_filter(method_or_subject, "@handles")
-        return lambda method: _mark(method, _Mark(subject, batch))
+        return lambda method: _mark(method, _Mark(subject, batch, names))
     if method_or_subject is not _NOTHING:
-        return _mark(method_or_subject, _Mark(None, batch))
-    if batch is None:
+        return _mark(method_or_subject, _Mark(None, batch, names))
+    if batch is None and not names:
         raise DeclarationError(
             '@handles() gives no subject; write @handles, or with a subject @handles("orders.>")'
         )
-    return lambda method: _mark(method, _Mark(None, batch))
+    return lambda method: _mark(method, _Mark(None, batch, names))
+
+
+def _read_breakers(given: object) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple):
+        raise DeclarationError(
+            f'@handles: breakers is {given!r}; give a list of names: @handles(breakers=["payments"])'
+        )
+    return tuple(check_name(name, "@handles: breakers") for name in given)
 
 
 def _mark(method: Any, mark: "_Mark") -> Any:
@@ -91,6 +113,7 @@ def _mark(method: Any, mark: "_Mark") -> Any:
 class _Mark:
     subject: str | None
     batch: Batch | None
+    breakers: tuple[str, ...]
 
 
 def find_handlers(cls: type) -> tuple[HandlerSpec, ...]:
@@ -154,6 +177,7 @@ def _read_handler(cls: type, name: str, method: Any) -> HandlerSpec:
         is_async=inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(inner),
         batch=mark.batch,
         decode=decode,
+        breakers=mark.breakers,
     )
 
 

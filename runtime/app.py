@@ -81,6 +81,7 @@ class App:
         _check_unique(where, "actors", (child.spec.name for child in actors), "give one a Child(…, name=)")
         for child in actors:
             _check_args(child, where)
+            _check_needs(child, self._breakers, where)
         self._children = {child.spec.name: child for child in actors}
         self._consumers = {child.spec.name: self._consumer(child) for child in actors}
         durables = (f"{consumer.durable}" for consumer in self._consumers.values())
@@ -230,6 +231,18 @@ def _check_args(child: Child, where: str) -> None:
             f"{where}: actor {child.spec.name!r} can't be made with args={dict(child.args)!r}: {error}; "
             f"give what {name}.__init__ takes, as in Child({name}, args={{…}})"
         ) from error
+
+
+def _check_needs(child: Child, of_app: Mapping[str, CircuitBreaker], where: str) -> None:
+    declared = {*of_app, *(breaker.name for breaker in child.spec.options.breakers)}
+    for handler in child.spec.handlers:
+        for name in handler.breakers:
+            if name not in declared:
+                hint = nearest(name, declared) or f"; add CircuitBreaker({name!r}) to the actor or the app"
+                raise DeclarationError(
+                    f"{where}: actor {child.spec.name!r}: {handler.method} needs the circuit breaker "
+                    f"{name!r}, which neither the actor nor the app has{hint}"
+                )
 
 
 def _find_stream(streams: Mapping[str, StreamSpec], spec: ActorSpec, where: str) -> str:

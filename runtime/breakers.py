@@ -51,6 +51,14 @@ class Breaker:
         """Whether every call goes through."""
         return self._breaker.current_state == pybreaker.STATE_CLOSED
 
+    def wait_seconds(self) -> float | None:
+        """Return how long until a trial may be made; None if the breaker is closed."""
+        if self.is_closed:
+            return None
+        if self._trial:
+            return self._policy.reset_timeout_seconds
+        return max(0.0, self._open_until - time.monotonic())
+
     def guard(self, caller: Caller) -> AbstractAsyncContextManager[None]:
         """Return a context manager around one downstream call; entering it raises CircuitOpen while open."""
         return _Guard(self, caller, self._policy.timeout_seconds)
@@ -164,6 +172,7 @@ class Breakers:
                 f"add CircuitBreaker({name!r}) to the actor's or the app's breakers"
             ) from None
 
-    def all_closed(self) -> bool:
-        """Return whether every breaker lets all calls through."""
-        return all(breaker.is_closed for breaker in self._breakers.values())
+    def wait_seconds(self, name: str) -> float | None:
+        """Return how long a breaker lets no trial through: 0 if one may be made now, None if it is closed."""
+        breaker = self._breakers.get(name)
+        return None if breaker is None else breaker.wait_seconds()

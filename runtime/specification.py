@@ -35,7 +35,8 @@ def hash_specification(spec: ActorSpec, stream: str) -> str:
 
 def _handler(handler: HandlerSpec) -> list[str]:
     type_ = "bytes" if handler.raw else _name(handler.type)
-    return [handler.filter, type_, json.dumps(_plain(handler.batch), sort_keys=True)]
+    batch = json.dumps(_plain(handler.batch), sort_keys=True)
+    return [handler.filter, type_, batch, *handler.breakers]
 
 
 def _plain(value: object) -> Any:

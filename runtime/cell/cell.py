@@ -96,7 +96,8 @@ class Cell:
         self._halted = ""
         self._open_breaker = ""
         self._resting = False
-        self._blocked = 0
+        self._blocked = self._gated = 0
+        self._is_clogged = False
         self._paused = False
         batch_sizes = [
             handler.batch.size for handler in self._child.spec.handlers if handler.batch is not None
@@ -311,11 +312,13 @@ class Cell:
             concurrency=self._options.concurrency,
             hang_timeout_seconds=self._options.hang_timeout_seconds,
             handle=self._pipeline.handle,
-            breakers_closed=self._breakers.all_closed,
+            wait_seconds=self._breakers.wait_seconds,
             mode_changed=self._on_mode,
             blocked_changed=self._on_blocked,
+            gated_changed=self._on_gated,
             idle=self._on_idle,
             batches=self._pipeline.batches,
+            declared=frozenset(name for handler in self._child.spec.handlers for name in handler.breakers),
         )
         self._lanes.start()
         self._pause_lanes()
@@ -347,7 +350,7 @@ class Cell:
             await self._lanes.quiet_and_unpaused()
         for delivery in taken_over.held:
             self._begin(delivery)
-        self._mailbox.limit = self._fetch_ahead.limit
+        self._set_limit()
         await self._subscription.start()
 
     def _begin(self, delivery: HeldDelivery) -> None:
@@ -457,7 +460,7 @@ class Cell:
         if self._prepared:
             idle = self._mailbox.is_empty()
             self._fetch_ahead.observe(time.monotonic(), self._mailbox.settled, idle=idle)
-            self._mailbox.limit = self._fetch_ahead.limit
+            self._set_limit()
             self._subscription.settled()
 
     def _pause_lanes(self) -> None:
@@ -552,13 +555,31 @@ class Cell:
         self._show_state()
 
     def _on_blocked(self, waiting: int) -> None:
-        # What keeps one order has nothing else to hold its mailbox free for.
-        bound = self._options.mailbox.capacity // 2
-        blocked = 0 if self._options.ordered or waiting <= bound else waiting
-        if bool(blocked) != bool(self._blocked):
-            _log.warning("blocked" if blocked else "no longer blocked", waiting=waiting)
-            self._blocked = blocked
+        self._blocked = waiting
+        self._look_at_waiting()
+
+    def _on_gated(self, waiting: int) -> None:
+        self._gated = waiting
+        self._look_at_waiting()
+
+    def _look_at_waiting(self) -> None:
+        """Pause while what can't go on takes more than half the mailbox."""
+        waiting = self._blocked + self._gated
+        if self._options.ordered:
+            # What keeps one order has nothing else to hold its mailbox free for.
+            is_clogged = self._gated > 0
+        else:
+            is_clogged = waiting > self._options.mailbox.capacity // 2
+        self._set_limit()
+        if is_clogged is not self._is_clogged:
+            _log.warning("blocked" if is_clogged else "no longer blocked", waiting=waiting)
+            self._is_clogged = is_clogged
             self._show_state()
+
+    def _set_limit(self) -> None:
+        """Bound what is fetched ahead; what can't go on doesn't take its place."""
+        waiting = 0 if self._options.ordered else self._blocked + self._gated
+        self._mailbox.limit = min(self._mailbox.bound, self._fetch_ahead.limit + waiting)
 
     def _halt(self, error: str) -> None:
         self._halted = f"too many deliveries in a row can't be read, the last because: {error}"
@@ -583,16 +604,20 @@ class Cell:
             self._status.state(CellState.STANDBY, "another cell is active")
         elif self._open_breaker:
             self._status.state(CellState.PAUSED, f"circuit breaker {self._open_breaker} is open")
-        elif self._blocked:
-            self._status.state(
-                CellState.PAUSED,
-                f"{self._blocked} deliveries wait behind failed ones that are tried again in place",
-            )
+        elif self._is_clogged:
+            reasons = []
+            if self._blocked:
+                reasons.append(
+                    f"{self._blocked} deliveries wait behind failed ones that are tried again in place"
+                )
+            if self._gated:
+                reasons.append(f"{self._gated} deliveries wait for an open circuit breaker")
+            self._status.state(CellState.PAUSED, ", ".join(reasons))
         else:
             self._status.state(CellState.UP)
         if not self._prepared:
             return
-        if self._halted or self._resting or self._blocked or self._paused:
+        if self._halted or self._resting or self._is_clogged or self._paused:
             self._subscription.pause()
         else:
             self._subscription.resume()
@@ -619,7 +644,7 @@ class Cell:
         """Return whether nothing has to happen, as far as the cell can tell without asking the server."""
         return (
             self._draining
-            or bool(self._halted or self._open_breaker or self._blocked or self._paused)
+            or bool(self._halted or self._open_breaker or self._is_clogged or self._paused)
             or self._client is None
             or not self._client.is_connected
             or bool(self._ownership is not None and self._ownership.other)

@@ -3,7 +3,8 @@
 Deliveries of one key go one at a time and in stream order; different keys, and deliveries without a key,
 go side by side up to the actor's concurrency. A delivery that is to be tried again in place keeps its key
 shut and nothing else. While a circuit breaker is open the lanes rest; then one delivery at a time is let
-through as a trial, a different one each time, until the breaker has closed.
+through as a trial, a different one each time, until the breaker has closed. A delivery whose handler declares
+the breaker waits at its gate instead, and the others go on.
 
 Deliveries whose handler takes batches are collected first, without a lane. A batch then goes as one delivery
 does; it may hold several of one key, which nothing else of that key may pass.
@@ -23,6 +24,7 @@ from understudy.runtime.cell.batches import Batches, HeldBatch
 from understudy.runtime.cell.blocked import Blocked
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.gates import Gate, Gates
 from understudy.runtime.cell.outcomes import (
     SETTLED,
     Again,
@@ -36,6 +38,8 @@ from understudy.runtime.cell.outcomes import (
 
 # Handlers that never wait would starve the connection's reader; this many may follow each other.
 BURST = 64
+# When to try again what met a breaker that has closed since.
+SOON_SECONDS = 0.05
 # The key of everything in an actor that keeps one order.
 ONE_ORDER: Hashable = ()
 
@@ -67,12 +71,15 @@ class Lanes:
         concurrency: how many deliveries may be handled at once.
         hang_timeout_seconds: how long past its timeout a handler may still run, see `Deadline`.
         handle: handles a delivery; must not raise.
-        breakers_closed: whether every breaker of the cell lets all calls through.
+        wait_seconds: how long the breaker of that name lets no trial through; 0 if one may be made now, None
+            if it is closed.
         mode_changed: called when the breakers' mode changes, with the breaker's name if it is open.
         blocked_changed: called when more or fewer deliveries wait for one that is tried again in place, that
             one included.
+        gated_changed: called when more or fewer deliveries wait at a gate.
         idle: called when nothing runs and nothing may begin.
         batches: handles batches; None if no handler takes any.
+        declared: the breakers that handlers declare.
     """
 
     def __init__(
@@ -81,16 +88,19 @@ class Lanes:
         concurrency: int,
         hang_timeout_seconds: float,
         handle: Callable[[HeldDelivery, Deadline], Awaitable[Outcome | Finishing]],
-        breakers_closed: Callable[[], bool],
+        wait_seconds: Callable[[str], float | None],
         mode_changed: Callable[[Mode, str], None],
         blocked_changed: Callable[[int], None] = lambda _: None,
+        gated_changed: Callable[[int], None] = lambda _: None,
         idle: Callable[[], None] = lambda: None,
         batches: BatchHandler | None = None,
+        declared: frozenset[str] = frozenset(),
     ) -> None:
+        self._declared = declared
         self._concurrency = concurrency
         self._hang_timeout_seconds = hang_timeout_seconds
         self._handle = handle
-        self._breakers_closed = breakers_closed
+        self._wait_seconds = wait_seconds
         self._mode_changed = mode_changed
         self._idle = idle
         self._blocked = Blocked(blocked_changed)
@@ -102,6 +112,12 @@ class Lanes:
         self._behind: dict[Hashable, deque[HeldDelivery] | None] = {}
         self._held: deque[HeldDelivery | HeldBatch] = deque()
         self._mode = Mode.ALL
+        # The breaker that the lanes rest for, and the timer of its next trial.
+        self._rests_for = ""
+        self._next_trial: asyncio.TimerHandle | None = None
+        self._gates = Gates(self._behind, gated_changed)
+        self._shut_gates = self._gates.shut
+        self._gate_timers: dict[str, asyncio.TimerHandle] = {}
         self._running: set[HeldDelivery | HeldBatch] = set()
         self._stopping = False
         self._halted = False
@@ -140,6 +156,8 @@ class Lanes:
                 behind.append(delivery)
                 if key in self._blocked.keys:
                     self._blocked.waits()
+                if key in self._gates.keys:
+                    self._gates.waits()
                 return
             self._behind[key] = None
         if self._batches is not None and self._batches.collect(delivery):
@@ -185,11 +203,17 @@ class Lanes:
             for item in self._running
             for delivery in (item.members if isinstance(item, HeldBatch) else (item,))
         }
-        self._behind = {one.key: None for one in running if one.key is not None}
+        # The gates know it by this very object.
+        self._behind.clear()
+        self._behind.update({one.key: None for one in running if one.key is not None})
         self._blocked.keep(running)
+        self._gates.clear()
         if self._mode is not Mode.ALL:
             self._mode = Mode.ALL
             self._mode_changed(Mode.ALL, "")
+        # Their timers are gone too.
+        for gate in tuple(self._shut_gates.values()):
+            self._look_at(gate)
         return running
 
     def hurry(self) -> None:
@@ -258,14 +282,14 @@ class Lanes:
                 burst += len(item.members)
             else:
                 outcome = await self._handle(item, deadline)
-                if type(outcome) is Finishing:
+                if outcome is SETTLED and self._mode is Mode.ALL and not self._shut_gates:
+                    self._running.discard(item)
+                    self._done(item)
+                elif type(outcome) is Finishing:
                     outcome.settled.add_done_callback(functools.partial(self._finished, item))
                 else:
                     self._running.discard(item)
-                    if outcome is SETTLED and self._mode is Mode.ALL:
-                        self._done(item)
-                    else:
-                        self._finish(item, outcome)
+                    self._finish(item, outcome)
                 burst += 1
             if burst >= BURST:
                 burst = 0
@@ -282,7 +306,21 @@ class Lanes:
                 return None
             if self._held:
                 return self._held.popleft()
+        if self._shut_gates:
+            return self._take_past_gates()
         return self._ready.popleft() if self._ready else None
+
+    def _take_past_gates(self) -> HeldDelivery | HeldBatch | None:
+        item = self._gates.take()
+        while item is None and self._ready:
+            item = self._ready.popleft()
+            gate = self._gates.find(item)
+            if gate is not None:
+                if isinstance(item, HeldBatch) and self._batches is not None:
+                    self._batches.close(item)
+                self._gates.hold(gate, item)
+                item = self._gates.take()
+        return item
 
     async def _run_batch(self, batch: HeldBatch, deadline: Deadline) -> None:
         assert self._batches is not None
@@ -290,17 +328,21 @@ class Lanes:
         self._batches.close(batch)
         outcome = await self._batch_handler.handle(batch, deadline)
         self._running.discard(batch)
+        if isinstance(outcome, Held):
+            self._hold(batch, outcome)
+            self._decide()
+            return
+        gate = self._gates.left(batch) if self._shut_gates else None
         if isinstance(outcome, Settled):
             if self._tried_again:
                 for member in batch.members:
                     self._unblock(member)
             for key in batch.keys:
                 self._next(key)
-        elif isinstance(outcome, Held):
-            self._held.append(batch)
-            self._shut(outcome)
         else:
             self._finish_members(batch, outcome)
+        if gate is not None:
+            self._look_at(gate)
         self._decide()
 
     def _finished(self, delivery: HeldDelivery, settled: asyncio.Future[Settled | Again]) -> None:
@@ -313,14 +355,18 @@ class Lanes:
             self._wake()
 
     def _finish(self, delivery: HeldDelivery, outcome: Outcome) -> None:
+        if isinstance(outcome, Held):
+            self._hold(delivery, outcome)
+            self._decide()
+            return
+        gate = self._gates.left(delivery) if self._shut_gates else None
         if isinstance(outcome, Settled):
             self._done(delivery)
-        elif isinstance(outcome, Again):
+        else:
             self._block(delivery)
             self._later(outcome.delay_seconds, lambda: self._offer(delivery, first=True))
-        else:
-            self._held.append(delivery)
-            self._shut(outcome)
+        if gate is not None:
+            self._look_at(gate)
         self._decide()
 
     def _finish_members(self, batch: HeldBatch, outcomes: Iterable[Outcome | Back]) -> None:
@@ -356,16 +402,70 @@ class Lanes:
             else:
                 self._offer(member)
         if held is not None:
-            self._held.append(held[0])
-            self._shut(held[1])
+            self._hold(*held)
 
     def _decide(self) -> None:
         """See whether a trial has closed the breaker."""
         if self._mode is Mode.TRIAL:
-            if self._breakers_closed():
+            if self._wait_seconds(self._rests_for) is None:
                 self._open()
             else:
                 self._wake()
+
+    def breaker_changed(self, breaker: str) -> None:
+        """Hear that a breaker has opened, closed, or lets its next trial through at another time.
+
+        Args:
+            breaker: its name; an actor's handler declares it, or has met it, or has nothing to do with it.
+        """
+        gate = self._shut_gates.get(breaker)
+        wait = self._wait_seconds(breaker)
+        if gate is None and wait is not None and breaker in self._declared:
+            gate = self._gates.shut_for(breaker)
+        if gate is not None:
+            self._look_at(gate)
+        if self._mode is Mode.NONE and self._rests_for == breaker:
+            self._rest(SOON_SECONDS if wait is None else wait)
+
+    def _hold(self, item: HeldDelivery | HeldBatch, outcome: Held) -> None:
+        """Have an item wait that met an open breaker."""
+        handler = item.handler
+        if handler is not None and outcome.breaker in handler.breakers:
+            gate = self._gates.shut_for(outcome.breaker)
+            self._gates.hold(gate, item)
+            self._look_at(gate, met=True)
+            return
+        if self._shut_gates:
+            # It was the trial of another breaker.
+            self._gates.left(item)
+        self._held.append(item)
+        self._shut(outcome)
+
+    def _look_at(self, gate: Gate, *, met: bool = False) -> None:
+        """Open a gate whose breaker has closed, or let the next trial through when its time has come.
+
+        Args:
+            gate: which.
+            met: whether a handler has just met the breaker; if it is open no more the next one tries soon,
+                but not at once, since a handler may go on saying so.
+        """
+        timer = self._gate_timers.pop(gate.breaker, None)
+        if timer is not None:
+            self._forget(timer)
+        wait = self._wait_seconds(gate.breaker)
+        if met and not wait:
+            wait = SOON_SECONDS
+        if wait is None:
+            self._ready.extendleft(reversed(self._gates.open(gate)))
+            self._wake_all()
+            return
+        gate.may_try = wait <= 0
+        if gate.may_try:
+            self._wake()
+            return
+        due = self._later(wait, functools.partial(self._look_at, gate))
+        if due is not None:
+            self._gate_timers[gate.breaker] = due
 
     def _done(self, delivery: HeldDelivery) -> None:
         """Let the next one of its key go on."""
@@ -448,8 +548,19 @@ class Lanes:
         if self._mode is Mode.NONE:
             return
         self._mode = Mode.NONE
+        self._rests_for = outcome.breaker
         self._mode_changed(Mode.NONE, outcome.breaker)
-        self._later(outcome.retry_after_seconds, self._try)
+        seconds = outcome.retry_after_seconds
+        if self._wait_seconds(outcome.breaker) is None:
+            # It has closed since, and nobody tells us of it a second time.
+            seconds = min(seconds, SOON_SECONDS)
+        self._rest(seconds)
+
+    def _rest(self, seconds: float) -> None:
+        """Let the next trial through after so long."""
+        if self._next_trial is not None:
+            self._forget(self._next_trial)
+        self._next_trial = self._later(seconds, self._try)
 
     def _try(self) -> None:
         self._mode = Mode.TRIAL
@@ -462,9 +573,9 @@ class Lanes:
         self._mode_changed(Mode.ALL, "")
         self._wake_all()
 
-    def _later(self, delay_seconds: float, action: Callable[[], None]) -> None:
+    def _later(self, delay_seconds: float, action: Callable[[], None]) -> asyncio.TimerHandle | None:
         if math.isinf(delay_seconds) or self._stopping:
-            return
+            return None
 
         def run() -> None:
             self._timers.discard(timer)
@@ -473,6 +584,11 @@ class Lanes:
 
         timer = asyncio.get_running_loop().call_later(delay_seconds, run)
         self._timers.add(timer)
+        return timer
+
+    def _forget(self, timer: asyncio.TimerHandle) -> None:
+        timer.cancel()
+        self._timers.discard(timer)
 
     def _wake(self) -> None:
         while self._sleepers and not self._waking:

@@ -249,3 +249,26 @@ def test_a_wrong_app_is_refused_where_it_is_declared(make: Callable[[], object],
     with pytest.raises(DeclarationError) as caught:
         make()
     assert str(caught.value) == text
+
+
+def test_a_handler_s_breakers_are_the_actor_s_or_the_app_s() -> None:
+    """Any other is named, with the nearest."""
+
+    class Paying(Actor, breakers=[CircuitBreaker("payments")]):
+        @handles(breakers=["payments", "mail"])
+        async def placed(self, event: Placed) -> None: ...
+
+    stream = Stream("ORDERS", subjects=["orders.>"])
+    App("shop", streams=[stream], children=[Paying], breakers=[CircuitBreaker("mail")])
+    with pytest.raises(DeclarationError) as raised:
+        App("shop", streams=[stream], children=[Paying], breakers=[CircuitBreaker("email")])
+    assert str(raised.value) == (
+        "app 'shop': actor 'paying': placed needs the circuit breaker 'mail', which neither the actor nor "
+        "the app has; did you mean 'email'?"
+    )
+    with pytest.raises(DeclarationError) as raised:
+        App("shop", streams=[stream], children=[Child(Paying, breakers=[])])
+    assert str(raised.value) == (
+        "app 'shop': actor 'paying': placed needs the circuit breaker 'payments', which neither the actor "
+        "nor the app has; add CircuitBreaker('payments') to the actor or the app"
+    )

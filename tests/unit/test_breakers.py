@@ -265,12 +265,12 @@ def test_an_unknown_name_is_an_error_that_says_what_to_declare() -> None:
     )
 
 
-async def test_all_closed_speaks_of_every_breaker(clock: Clock) -> None:
-    """One open breaker is enough for a cell to rest."""
+async def test_each_breaker_says_how_long_it_lets_no_trial_through(clock: Clock) -> None:
+    """Nothing if it is closed, or if there is none."""
     breakers = Breakers({name: CircuitBreaker(name, fail_max=1) for name in ("mail", "bank")}, lambda _: None)
-    assert breakers.all_closed()
     await call(breakers.get("bank"), ConnectionError())
-    assert not breakers.all_closed()
+    assert [breakers.wait_seconds(name) for name in ("mail", "bank", "other")] == [None, 30.0, None]
     clock.now += 30
+    assert breakers.wait_seconds("bank") == 0.0
     await call(breakers.get("bank"))
-    assert breakers.all_closed()
+    assert breakers.wait_seconds("bank") is None

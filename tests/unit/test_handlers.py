@@ -550,3 +550,26 @@ def test_a_handler_may_use_what_is_assigned_after_its_class() -> None:
     seen: list[str] = []
     later = "assigned"
     assert Early.__understudy__.handlers[0].type is Placed
+
+
+def test_a_handler_may_declare_the_breakers_that_it_needs() -> None:
+    """With or without a subject or a batch; their names are checked with the app."""
+
+    class Paying(Actor):
+        @handles(breakers=["payments", "mail"])
+        async def placed(self, event: Placed) -> None: ...
+
+        @handles("raw.>", breakers=("mail",))
+        async def raw(self, event: bytes) -> None: ...
+
+    assert [handler.breakers for handler in Paying.__understudy__.handlers] == [
+        ("payments", "mail"),
+        ("mail",),
+    ]
+
+
+@pytest.mark.parametrize("given", ["payments", [1], ["a b"], None])
+def test_names_of_breakers_that_are_none_are_refused(given: object) -> None:
+    """A text is no list of names."""
+    with pytest.raises(DeclarationError, match="@handles: breakers"):
+        handles("raw.>", breakers=given)  # type: ignore[call-overload]

@@ -93,7 +93,7 @@ class Handling:
             concurrency=concurrency,
             hang_timeout_seconds=60,
             handle=self._handle,
-            breakers_closed=lambda: self.closed,
+            wait_seconds=lambda _: None if self.closed else 0.0,
             mode_changed=lambda mode, breaker: self.modes.append((mode, breaker)),
             blocked_changed=self.blocked.append,
             batches=self,
@@ -208,7 +208,7 @@ async def test_handlers_that_never_wait_leave_turns_to_others() -> None:
         concurrency=1,
         hang_timeout_seconds=60,
         handle=handle,
-        breakers_closed=lambda: True,
+        wait_seconds=lambda _: None,
         mode_changed=lambda *_: None,
     )
     for number in range(1000):

@@ -22,7 +22,7 @@ class Run:
             concurrency=1,
             hang_timeout_seconds=60,
             handle=self._handle,
-            breakers_closed=lambda: True,
+            wait_seconds=lambda _: None,
             mode_changed=lambda *_: None,
             idle=self._count_idle,
         )

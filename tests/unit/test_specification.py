@@ -125,7 +125,17 @@ def test_all_that_a_user_declares_is_part_of_it(options: dict[str, Any]) -> None
 
 
 def test_a_breaker_s_settings_are_part_of_it() -> None:
-    """Not its name alone."""
+    """Not its name alone; and which handler needs it."""
+
+    class Needing(Actor):
+        @handles("orders.paid", breakers=["a"])
+        async def handle(self, event: bytes) -> None: ...
+
+    class Careless(Actor):
+        @handles("orders.paid")
+        async def handle(self, event: bytes) -> None: ...
+
+    assert hash_of(Needing) != hash_of(Careless)
     assert hash_of(breakers=[CircuitBreaker("a")]) != hash_of(breakers=[CircuitBreaker("a", fail_max=2)])
 
 
