@@ -1,11 +1,12 @@
 """What the recorded runs of an actor amount to: what is lost, came twice and why, came out of order.
 
-A run that repeats another one is explained by one of three things. An outage of the broker: acks on their
+A run that repeats another one is explained by one of four things. An outage of the broker: acks on their
 way are lost with the connection, and a killed broker forgets what it delivered and had acked but not written
 down, so what was handled shortly before or held meanwhile may come again. The death of the process that made
 the earlier run, which had as many in hand as the actor's concurrency allows; if nobody took over within
 `ack_wait`, what it had handled shortly before comes again too. An attempt that failed, as one does whose
-outputs no stream takes while the broker starts. Everything else is unexplained, and a difference.
+outputs no stream takes while the broker starts. A suspension of all processes of ours, or several, for about
+as long as the broker waits for an ack. Everything else is unexplained, and a difference.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from understudy.runtime.jetstream import api
 
 # How long before its end, or the broker's, a run may have begun whose ack the broker never had or wrote down.
 UNWRITTEN_SECONDS = 1.0
+# A process that was killed so long before a run had the same pid, and was another one.
+PID_SECONDS = 10.0
+# What is held is extended each third of `ack_wait`: so much of it is left then.
+EXTENDED_SHARE = 2 / 3
 
 
 class Recorded(NamedTuple):
@@ -65,6 +70,13 @@ class Outage(NamedTuple):
     ended: int
 
 
+class Suspension(NamedTuple):
+    """When all processes but the broker stood still, in ns of CLOCK_MONOTONIC."""
+
+    began: int
+    ended: int
+
+
 class Stage(msgspec.Struct, kw_only=True):
     """What became of the events at one actor.
 
@@ -73,7 +85,8 @@ class Stage(msgspec.Struct, kw_only=True):
         lost: numbers that it never handled.
         invented: numbers that nobody published.
         stored_twice: numbers that came under two sequences of the stream.
-        after_kill, after_late_takeover, after_outage, after_failure: repeats by what explains them.
+        after_kill, after_late_takeover, after_outage, after_failure, after_suspension: repeats by what
+            explains them.
         unexplained: repeats that nothing does.
         examples: of them, the first few.
         out_of_order: keys' events that were handled first after a later one of their key; None where no order
@@ -88,6 +101,7 @@ class Stage(msgspec.Struct, kw_only=True):
     after_late_takeover: int
     after_outage: int
     after_failure: int
+    after_suspension: int
     unexplained: int
     examples: list[str]
     out_of_order: int | None
@@ -95,8 +109,8 @@ class Stage(msgspec.Struct, kw_only=True):
     @property
     def repeats(self) -> int:
         """Runs that repeat another one."""
-        explained = self.after_kill + self.after_late_takeover + self.after_outage + self.after_failure
-        return explained + self.unexplained
+        after_death = self.after_kill + self.after_late_takeover
+        return after_death + self.after_outage + self.after_failure + self.after_suspension + self.unexplained
 
     def differences(self) -> list[str]:
         """Return what is not as it must be."""
@@ -126,7 +140,12 @@ def is_outage(outages: Sequence[Outage], moment: str) -> bool:
 
 
 def account_of(
-    recorded: Recorded, directory: Path, messages: int, kills: Sequence[Kill], outages: Sequence[Outage]
+    recorded: Recorded,
+    directory: Path,
+    messages: int,
+    kills: Sequence[Kill],
+    outages: Sequence[Outage],
+    suspensions: Sequence[Suspension] = (),
 ) -> Stage:
     """Return what the runs of one actor amount to.
 
@@ -136,6 +155,7 @@ def account_of(
         messages: how many numbers there are, from 0.
         kills: of cells, also of other actors.
         outages: of the broker.
+        suspensions: of everything else.
     """
     by_pid = dict(read_records(directory, recorded.actor))
     counts = Counter[int]()
@@ -155,7 +175,7 @@ def account_of(
         for record in records:
             if counts[record.number] > 1:
                 repeated.setdefault(record.number, []).append((pid, record))
-    causes = _Causes(recorded, firsts, kills, outages)
+    causes = _Causes(recorded, firsts, kills, outages, suspensions)
     explained = Counter[str]()
     examples: list[str] = []
     for number, runs in repeated.items():
@@ -166,7 +186,7 @@ def account_of(
             if cause == "nothing" and len(examples) < 5:
                 examples.append(
                     f"{number}, sequence {earlier.sequence}: process {pid} at {earlier.at / 1e9:.3f} s, "
-                    f"again process {again} at {later.at / 1e9:.3f} s; {causes.told(pid)}"
+                    f"again process {again} at {later.at / 1e9:.3f} s; {causes.told(pid, earlier)}"
                 )
     return Stage(
         runs=counts.total(),
@@ -177,6 +197,7 @@ def account_of(
         after_late_takeover=explained["late"],
         after_outage=explained["outage"],
         after_failure=explained["failure"],
+        after_suspension=explained["suspension"],
         unexplained=explained["nothing"],
         examples=examples,
         out_of_order=out_of_order if recorded.is_sole_owner else None,
@@ -192,27 +213,34 @@ class _Causes:
         firsts: dict[int, int],
         kills: Sequence[Kill],
         outages: Sequence[Outage],
+        suspensions: Sequence[Suspension],
     ) -> None:
-        self._killed = {kill.pid: kill.at for kill in kills}
-        self._in_hand = {kill.pid: recorded.concurrency for kill in kills}
+        # A pid may belong to several processes, one after the other.
+        self._kills: dict[int, list[int]] = {}
+        for kill in sorted(kills, key=attrgetter("at")):
+            self._kills.setdefault(kill.pid, []).append(kill.at)
+        self._in_hand = {tuple(kill): recorded.concurrency for kill in kills}
         self._ack_wait = round(recorded.ack_wait_seconds * 1e9)
-        unwritten = round(UNWRITTEN_SECONDS * 1e9)
+        self._suspensions = sorted(suspensions)
         times = list(firsts.values())
         numbers = list(firsts)
 
-        def touched(outage: Outage) -> frozenset[int]:
-            # What was handled first shortly before it, or next when the broker was gone: that the cells held.
-            first = bisect(times, outage.began - unwritten)
-            return frozenset(numbers[first : bisect(times, outage.gone) + recorded.held])
+        def touched(began: int, gone: int) -> frozenset[int]:
+            # What was handled first shortly before it, or next when it was there: that the cells held.
+            first = bisect(times, self._unwritten_since(began))
+            return frozenset(numbers[first : bisect(times, gone) + recorded.held])
 
-        self._touched = [(outage.began, touched(outage)) for outage in outages]
+        self._touched = [(outage.began, touched(outage.began, outage.gone)) for outage in outages]
+        self._asleep = [(one.ended, touched(one.began, one.ended)) for one in self._suspensions]
 
-    def told(self, pid: int) -> str:
-        """Return what was done to a process and to the broker."""
-        killed = (
-            f"the first killed at {self._killed[pid] / 1e9:.3f} s" if pid in self._killed else "not killed"
+    def told(self, pid: int, earlier: Record) -> str:
+        """Return what was done to a process after a run of its, and to the broker and to all others."""
+        killed = self._killed(pid, earlier)
+        return (
+            f"{'not killed' if killed is None else f'the first killed at {killed / 1e9:.3f} s'}, "
+            f"outages at {[round(began / 1e9, 3) for began, _ in self._touched]}, "
+            f"suspensions until {[round(ended / 1e9, 3) for ended, _ in self._asleep]}"
         )
-        return f"{killed}, outages at {[round(began / 1e9, 3) for began, _ in self._touched]}"
 
     def of(self, number: int, pid: int, earlier: Record, later: Record) -> str:
         """Return what explains that `later` repeats `earlier`, which the process `pid` ran."""
@@ -220,10 +248,35 @@ class _Causes:
             return "failure"
         if any(number in touched and later.at > began for began, touched in self._touched):
             return "outage"
-        killed = self._killed.get(pid, later.at)
-        if killed < later.at and self._in_hand[pid]:
-            self._in_hand[pid] -= 1
-            return "kill"
-        if killed + self._ack_wait < later.at and earlier.at > killed - UNWRITTEN_SECONDS * 1e9:
-            return "late"
+        killed = self._killed(pid, earlier)
+        if killed is not None and killed < later.at:
+            if self._in_hand[pid, killed]:
+                self._in_hand[pid, killed] -= 1
+                return "kill"
+            if killed + self._ack_wait < later.at and earlier.at > self._unwritten_since(killed):
+                return "late"
+        if self._has_slept_too_long(number, later.at):
+            return "suspension"
         return "nothing"
+
+    def _killed(self, pid: int, run: Record) -> int | None:
+        """Return when the process died that made a run."""
+        # It is noted when it begins, and what gets stuck may go on for a while.
+        since = run.at - round(PID_SECONDS * 1e9)
+        return next((at for at in self._kills.get(pid, ()) if at >= since), None)
+
+    def _unwritten_since(self, end: int) -> int:
+        """Return since when runs may have begun whose acks weren't written at the end."""
+        since = end - round(UNWRITTEN_SECONDS * 1e9)
+        for one in reversed(self._suspensions):
+            if one.began < end and one.ended > since:
+                since -= one.ended - one.began
+        return since
+
+    def _has_slept_too_long(self, number: int, at: int) -> bool:
+        """Return whether the broker may have waited in vain for what was held to be acked or extended."""
+        since = at - 2 * self._ack_wait
+        asleep = sum(min(one.ended, at) - one.began for one in self._suspensions if since < one.began < at)
+        return asleep > self._ack_wait * EXTENDED_SHARE and any(
+            number in touched and at < ended + self._ack_wait for ended, touched in self._asleep
+        )

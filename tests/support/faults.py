@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from support.account import Kill, Outage, Stage, account_of
+from support.account import Kill, Outage, Stage, Suspension, account_of
 from support.fault_app import OPS, RECORDED, VICTIMS, Moment, make_event, put
 from support.launched import Launched
 from support.load import Load
@@ -77,6 +77,7 @@ class Scene:
         self.server = NatsServer(directory / "nats")
         self.kills: list[Kill] = []
         self.outages: list[Outage] = []
+        self.suspensions: list[Suspension] = []
         self.runs: list[Launched] = []
 
     def __enter__(self) -> Self:
@@ -168,7 +169,9 @@ class Scene:
         wait_until(lambda: is_settled(self.server.url, STREAM, DURABLES), RECOVERY_SECONDS, "all settled")
         status = self.run.stop()
         return {
-            recorded.actor: account_of(recorded, self.records, published, self.kills, self.outages)
+            recorded.actor: account_of(
+                recorded, self.records, published, self.kills, self.outages, self.suspensions
+            )
             for recorded in RECORDED
         }, status
 
@@ -281,7 +284,9 @@ def stop_cell_briefly(scene: Scene, victim: str) -> Inflicted:
 def suspend_all(scene: Scene, victim: str) -> Inflicted:
     """SIGSTOP the launcher and everything below it, and SIGCONT them: a suspended machine."""
     pids = [scene.run.process.pid, *(process.pid for process in scene.run.processes())]
-    return _suspend(pids, SUSPENDED_SECONDS)
+    suspended = _suspend(pids, SUSPENDED_SECONDS)
+    scene.suspensions.append(Suspension(suspended.at, suspended.over))
+    return suspended
 
 
 def _suspend(pids: list[int], seconds: float) -> Inflicted:
