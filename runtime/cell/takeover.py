@@ -7,19 +7,21 @@ handling when it died of itself is suspect: counted, handled alone, and dead-let
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from understudy.actors.errors import BrokerError
 from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile, Identity
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.ledger import Entry, Ledger, SlotState
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.status import Status, boottime
 from understudy.runtime.jetstream.connection import Connection, confirm
-from understudy.runtime.jetstream.direct import read_message
+from understudy.runtime.jetstream.direct import IN_FLIGHT_BYTES, read_messages
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject
 from understudy.runtime.stores.attempts import Attempts, AttemptStore
 
@@ -108,18 +110,16 @@ class Takeover:
         await confirm(self._client)
         for file in files:
             file.discard()
+        crashes = await self._count_crashes(handling.intersection(claimed), reason)
         suspects: list[HeldDelivery] = []
         held: list[HeldDelivery] = []
-        for sequence in sorted(claimed):
-            delivery = claimed[sequence]
-            if not await self._read_back(delivery):
-                continue
-            if sequence in handling:
-                delivery.attempts = await self._count_crash(sequence, reason)
-                suspects.append(delivery)
-            else:
-                delivery.attempts = await self._attempts.read(sequence)
-                held.append(delivery)
+        read = await self._read_back([claimed[sequence] for sequence in sorted(claimed)]) if claimed else []
+        for delivery in read:
+            delivery.attempts = crashes.get(delivery.sequence)
+            (held if delivery.attempts is None else suspects).append(delivery)
+        known = await self._attempts.read_all([delivery.sequence for delivery in held])
+        for delivery, attempts in zip(held, known, strict=True):
+            delivery.attempts = attempts
         if suspects or held:
             _log.info("took over", suspects=len(suspects), held=len(held), reason=reason)
         self._status.count("taken_over", len(suspects) + len(held))
@@ -137,30 +137,39 @@ class Takeover:
     async def _settle_or_claim(
         self, file: DeadCellFile, claimed: dict[int, HeldDelivery], handling: set[int], reason: str
     ) -> None:
-        given_back: list[int] = []
+        left: list[int] = []
+        too_many: list[int] = []
         for entry in file.entries:
             # However old it is: it was handled.
             if entry.state is SlotState.DONE:
                 self._settlement.ack(self._reply(entry))
             elif not self._is_owner(file) or self._is_left_to_server(entry):
-                given_back.append(entry.sequence)
-            elif entry.sequence not in claimed:
-                await self._claim_entry(entry, claimed)
+                left.append(entry.sequence)
+            elif entry.sequence in claimed:
+                continue
+            elif self._mailbox.free() > 0:
+                claimed[entry.sequence] = await self._claim_entry(entry)
+            else:
+                too_many.append(entry.sequence)
         # What a former owner held is left to the present one, who has it come again, or to the next one.
-        for sequence in handling.intersection(given_back):
-            await self._count_crash(sequence, reason)
-        if self._pinned == "":
-            await self._settlement.nak_in_order(self._reply_to(sequence, 1) for sequence in given_back)
+        await self._count_crashes(handling.intersection(left + too_many), reason)
+        # More than one dead cell's worth goes back to the server at once.
+        await self._settlement.nak_in_order(
+            self._reply_to(sequence, 1) for sequence in (left if self._pinned == "" else too_many)
+        )
 
     def _is_left_to_server(self, entry: Entry) -> bool:
         """Return whether another may have been given the delivery already, unless this is its only owner."""
         return self._pinned is None and boottime() - entry.extended_at >= self._ack_wait_seconds
 
-    async def _count_crash(self, sequence: int, reason: str) -> Attempts:
-        attempts = await self._attempts.read(sequence)
-        attempts = msgspec.structs.replace(attempts, crashes=attempts.crashes + 1, error=reason)
-        await self._attempts.write(sequence, attempts)
-        return attempts
+    async def _count_crashes(self, sequences: Collection[int], reason: str) -> dict[int, Attempts]:
+        known = await self._attempts.read_all(sorted(sequences))
+        counted = {
+            sequence: msgspec.structs.replace(attempts, crashes=attempts.crashes + 1, error=reason)
+            for sequence, attempts in zip(sorted(sequences), known, strict=True)
+        }
+        await self._attempts.write_all(counted)
+        return counted
 
     def _claim(self, paths: Sequence[Path]) -> list[DeadCellFile]:
         files = []
@@ -182,12 +191,9 @@ class Takeover:
             files.append(file)
         return files
 
-    async def _claim_entry(self, entry: Entry, claimed: dict[int, HeldDelivery]) -> None:
+    async def _claim_entry(self, entry: Entry) -> HeldDelivery:
+        """Hold a delivery, and tell the server so."""
         reply = self._reply(entry)
-        if self._mailbox.free() <= 0:
-            # More than one dead cell's worth: the rest goes back to the server at once.
-            await self._settlement.nak(reply)
-            return
         now = boottime()
         await self._settlement.in_progress(reply)
         delivery = HeldDelivery(
@@ -202,20 +208,41 @@ class Takeover:
             extended_at=now,
         )
         self._mailbox.take_over(delivery)
-        claimed[entry.sequence] = delivery
+        return delivery
 
-    async def _read_back(self, delivery: HeldDelivery) -> bool:
-        stored = await read_message(
-            self._client, delivery.stream, delivery.sequence, allow_direct=self._allow_direct
+    async def _read_back(self, deliveries: Sequence[HeldDelivery]) -> list[HeldDelivery]:
+        """Give deliveries what their stream has of them; return those that are to be handled, in order."""
+        read: list[HeldDelivery] = []
+        stored_messages = read_messages(
+            self._client,
+            self._identity.stream,
+            [delivery.sequence for delivery in deliveries],
+            allow_direct=self._allow_direct,
+            max_bytes=min(IN_FLIGHT_BYTES, self._mailbox.free_bytes()),
         )
-        if stored is None:
-            # Deleted or expired meanwhile: there is nothing left to handle.
-            _log.warning("held message is no longer in the stream", sequence=delivery.sequence)
-            self._mailbox.done(delivery)
-            self._settlement.ack(delivery.reply)
-            return False
-        self._mailbox.fill(delivery, stored)
-        return True
+        async with aclosing(stored_messages):
+            for index, delivery in enumerate(deliveries):
+                stored = await anext(stored_messages)
+                if stored is None:
+                    # Deleted or expired meanwhile: there is nothing left to handle.
+                    _log.warning("held message is no longer in the stream", sequence=delivery.sequence)
+                    self._mailbox.done(delivery)
+                    self._settlement.ack(delivery.reply)
+                elif read and len(stored.body) > self._mailbox.free_bytes():
+                    await self._give_back(deliveries[index:])
+                    break
+                else:
+                    self._mailbox.fill(delivery, stored)
+                    read.append(delivery)
+        return read
+
+    async def _give_back(self, deliveries: Sequence[HeldDelivery]) -> None:
+        """Give back what doesn't fit: the dead cell's mailbox was larger, or there was more than one."""
+        _log.info("more than the mailbox may hold: given back", deliveries=len(deliveries))
+        if not await self._settlement.nak_in_order([delivery.reply for delivery in deliveries]):
+            raise BrokerError("what the mailbox can't hold could not be given back")
+        for delivery in deliveries:
+            self._mailbox.release(delivery)
 
     def _reply(self, entry: Entry) -> bytes:
         return self._reply_to(entry.sequence, entry.delivery_count)

@@ -56,7 +56,20 @@ async def request(client: Client, subject: str, body: dict[str, Any] | None = No
         raise BrokerUnreachable(
             f"JetStream did not answer {subject}: {str(error) or type(error).__name__}"
         ) from error
-    answer: dict[str, Any] = json.loads(message.data)
+    return read_answer(subject, message.data)
+
+
+def read_answer(subject: str, data: bytes) -> dict[str, Any]:
+    """Return what JetStream's API has answered.
+
+    Args:
+        subject: what was asked, without `$JS.API.`.
+        data: the answer's body.
+
+    Raises:
+        ApiError: the answer is an error.
+    """
+    answer: dict[str, Any] = json.loads(data)
     failure = answer.get("error")
     if failure is not None:
         raise ApiError(

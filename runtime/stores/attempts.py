@@ -6,6 +6,9 @@ before the nak, and read only when a delivery was delivered before.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
+
 import msgspec
 import nats.errors
 import nats.js.errors
@@ -32,6 +35,8 @@ class Attempts(msgspec.Struct, frozen=True):
 
 NONE = Attempts()
 MAX_ERROR_CHARACTERS = 1000
+# How many records are read or written side by side.
+IN_FLIGHT = 64
 _decode = msgspec.msgpack.Decoder(Attempts).decode
 _log = structlog.get_logger("understudy.attempts")
 _encode = msgspec.msgpack.Encoder().encode
@@ -97,6 +102,20 @@ class AttemptStore:
             _log.warning("the record of attempts can't be read", sequence=sequence, error=str(error))
             return NONE
 
+    async def read_all(self, sequences: Sequence[int]) -> list[Attempts]:
+        """Return what is known of each of some deliveries.
+
+        Args:
+            sequences: their stream sequences.
+
+        Raises:
+            BrokerError: the server did not answer.
+        """
+        records: list[Attempts] = []
+        for start in range(0, len(sequences), IN_FLIGHT):
+            records += await asyncio.gather(*map(self.read, sequences[start : start + IN_FLIGHT]))
+        return records
+
     async def write(self, sequence: int, attempts: Attempts) -> None:
         """Record a failure; the record's age starts anew.
 
@@ -111,3 +130,16 @@ class AttemptStore:
             await self._bucket.put(f"{self._prefix}.{sequence}", _encode(attempts))
         except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
             raise BrokerError(f"the attempts of sequence {sequence} can't be written: {error}") from error
+
+    async def write_all(self, records: Mapping[int, Attempts]) -> None:
+        """Record several failures.
+
+        Args:
+            records: by the deliveries' stream sequences.
+
+        Raises:
+            BrokerError: the server did not confirm them all.
+        """
+        items = list(records.items())
+        for start in range(0, len(items), IN_FLIGHT):
+            await asyncio.gather(*(self.write(*item) for item in items[start : start + IN_FLIGHT]))

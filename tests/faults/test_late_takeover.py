@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from support.cells import Bench, CellRun, bench, until
 from support.nats import NatsServer
@@ -20,6 +21,7 @@ from understudy.actors.supervision import Child
 from understudy.runtime.app import App
 from understudy.runtime.cell.ledger import LEDGER_OFFSET, SLOT_SIZE, SlotState
 from understudy.runtime.cell.status import boottime
+from understudy.runtime.jetstream.direct import IN_FLIGHT
 from understudy.runtime.jetstream.settlement import ack_subject
 from understudy.runtime.stream import Stream
 
@@ -51,7 +53,10 @@ class Seen:
             "late",
             streams=[Stream("LATE", subjects=["late.>"])],
             children=[
-                Child(Keeper, mailbox=Mailbox(capacity=64), ack_wait_seconds=ACK_WAIT_SECONDS, **options)
+                Child(
+                    Keeper,
+                    **{"mailbox": Mailbox(capacity=64), "ack_wait_seconds": ACK_WAIT_SECONDS, **options},
+                )
             ],
         )
 
@@ -77,12 +82,12 @@ def rewrite(cell: CellRun, sequences: range, state: SlotState | None = None) -> 
         file.write(data)
 
 
-async def dead_cell(late: Bench, seen: Seen, app: App) -> CellRun:
+async def dead_cell(late: Bench, seen: Seen, app: App, count: int = COUNT) -> CellRun:
     """Return a cell that died with everything in its hands and the first in its handler's."""
     cell = await late.cell(app)
-    for number in range(1, COUNT + 1):
+    for number in range(1, count + 1):
         await late.publisher.publish_raw("late.in", b"%d" % number)
-    await until(lambda: cell.status.held == COUNT and seen.begun == [1])
+    await until(lambda: cell.status.held == count and seen.begun == [1])
     assert cell.task is not None
     cell.task.cancel()
     await cell.vanish()
@@ -145,3 +150,33 @@ async def test_what_was_taken_over_is_not_handled_again_when_it_still_comes(late
     assert seen.numbers == list(range(1, COUNT + 2))
     assert cell.status.held == 0
     assert (await late.backlog(app)).ack_pending == 0
+
+
+async def test_what_is_gone_from_the_stream_leaves_the_rest_in_order(late: Bench) -> None:
+    """More is read back than is asked for at once; what is gone is acked and warned of."""
+    count = 2 * IN_FLIGHT - 20
+    seen = Seen()
+    app = seen.app(mailbox=Mailbox(capacity=count))
+    cell = await dead_cell(late, seen, app, count)
+    await late.client.jetstream().delete_msg("LATE", 50)
+    with capture_logs() as logs:
+        await cell.start(reason="killed by SIGKILL", crashed=True)
+    await late.settled(app)
+    assert seen.numbers == [number for number in range(1, count + 1) if number != 50]
+    assert [entry["sequence"] for entry in logs if entry["event"].startswith("held message is no")] == [50]
+    assert cell.status.counters["taken_over"] == count - 1
+    assert cell.status.counters["redelivered"] == 0
+
+
+@pytest.mark.parametrize("mailbox", [Mailbox(capacity=64, max_bytes=13), Mailbox(capacity=11)])
+async def test_what_a_smaller_mailbox_can_not_hold_is_given_back_in_order(
+    late: Bench, mailbox: Mailbox
+) -> None:
+    """As after a change of the configuration: nine bodies of a byte and two of two fit in either."""
+    seen = Seen()
+    cell = await dead_cell(late, seen, seen.app())
+    cell.app = app = seen.app(mailbox=mailbox)
+    await cell.start(reason="killed by SIGKILL", crashed=True)
+    assert cell.status.counters["taken_over"] == 11
+    await late.settled(app)
+    assert seen.numbers == list(range(1, COUNT + 1))

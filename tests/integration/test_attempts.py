@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -11,7 +12,7 @@ from support.nats import NatsServer
 from understudy.actors.errors import BrokerError
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import connection
-from understudy.runtime.jetstream.direct import read_message
+from understudy.runtime.jetstream.direct import IN_FLIGHT, read_message, read_messages
 from understudy.runtime.jetstream.headers import parse
 from understudy.runtime.stores.attempts import NONE, Attempts, AttemptStore
 
@@ -41,6 +42,15 @@ async def test_what_was_recorded_is_read_by_the_next_generation(client: Client) 
     assert await store.read(8) == NONE
     await store.write(7, Attempts(failed=3))
     assert await store.read(7) == Attempts(failed=3)
+
+
+async def test_many_records_are_read_and_written_at_once(client: Client) -> None:
+    """Each is that of its delivery; most deliveries have none."""
+    store = await store_of(client)
+    records = {sequence: Attempts(failed=sequence) for sequence in range(1, 300, 3)}
+    await store.write_all(records)
+    assert await store.read_all(range(1, 300)) == [records.get(sequence, NONE) for sequence in range(1, 300)]
+    assert await store.read_all([]) == []
 
 
 async def test_another_durable_and_a_recreated_stream_begin_anew(client: Client) -> None:
@@ -117,6 +127,55 @@ async def test_a_message_that_went_is_none(client: Client, allow_direct: bool) -
         assert await read_message(client, "ORDERS", sequence, allow_direct=allow_direct) is None
 
 
+@pytest.mark.parametrize("allow_direct", [True, False])
+async def test_many_messages_are_read_in_the_order_in_which_they_are_wanted(
+    client: Client, allow_direct: bool
+) -> None:
+    """Among them one that is gone, and one that a header of its own might be taken for that."""
+    js = client.jetstream()
+    await js.add_stream(name="ORDERS", subjects=["orders.>"], allow_direct=allow_direct)
+    count = 3 * IN_FLIGHT
+    for number in range(1, count + 1):
+        headers = {"Status": "404"} if number == 9 else None
+        await js.publish(f"orders.{number}", b"%d" % number, headers=headers)
+    await js.delete_msg("ORDERS", count // 2)
+    wanted: list[int | str] = [*range(count, 0, -1), "orders.5", "orders.none"]
+    read = [one async for one in read_messages(client, "ORDERS", wanted, allow_direct=allow_direct)]
+    bodies = [None if number == count // 2 else b"%d" % number for number in range(count, 0, -1)]
+    assert [None if one is None else one.body for one in read] == [*bodies, b"5", None]
+
+
+async def test_what_is_on_its_way_is_bounded_in_bytes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the largest body so far; before the first one that is what the server allows."""
+    js = client.jetstream()
+    await js.add_stream(name="ORDERS", subjects=["orders.>"], allow_direct=True)
+    sizes = [10] * 10 + [1000] * 100
+    for size in sizes:
+        await js.publish("orders.placed", bytes(size))
+    asked = 0
+    publish = client.publish
+
+    async def count(*arguments: Any, **keywords: Any) -> None:
+        nonlocal asked
+        asked += 1
+        await publish(*arguments, **keywords)
+
+    monkeypatch.setattr(client, "publish", count)
+    messages = read_messages(client, "ORDERS", range(1, 111), allow_direct=True, max_bytes=3000)
+    ahead = []
+    for taken in range(110):
+        assert await anext(messages) is not None
+        ahead.append(asked - taken)
+    await messages.aclose()
+    assert ahead[0] == 1
+    assert ahead[1] == IN_FLIGHT
+    # Of the large ones no more were asked for until three were left of those that seemed small.
+    assert ahead[11] == IN_FLIGHT - 1
+    assert set(ahead[80:108]) == {3}
+
+
 async def test_a_broker_that_does_not_answer_is_named_with_the_message(
     nats_server: NatsServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,4 +184,4 @@ async def test_a_broker_that_does_not_answer_is_named_with_the_message(
     nats_server.stop()
     with pytest.raises(BrokerError) as raised:
         await read_message(client, "ORDERS", 7, allow_direct=True)
-    assert str(raised.value) == "sequence 7 of stream ORDERS can't be read: nats: timeout"
+    assert str(raised.value) == "sequence 7 of stream ORDERS can't be read: no answer"
