@@ -142,7 +142,20 @@ class BatchPipeline:
             await asyncio.gather(*map(self._failures.read_attempts, unknown))
             if any(map(self._failures.is_alone, unknown)):
                 return [BACK] * len(members)
-        return None
+        if all(member.attempts is None for member in members):
+            return None
+        return self._wait_for(members)
+
+    def _wait_for(self, members: Sequence[HeldDelivery]) -> BatchOutcome | None:
+        """Keep the members whose pause isn't over, of each key the first; the rest goes on without them."""
+        outcomes: list[Outcome | Back] = []
+        keys: set[Hashable] = set()
+        for member in members:
+            is_first = member.key is None or member.key not in keys
+            keys.add(member.key)
+            left_seconds = self._failures.take_pause(member) if is_first else 0.0
+            outcomes.append(Again(left_seconds) if left_seconds else BACK)
+        return None if all(outcome is BACK for outcome in outcomes) else outcomes
 
     async def _raised(
         self, batch: HeldBatch, error: BaseException, failed_trial: CircuitOpen | None

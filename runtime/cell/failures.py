@@ -6,6 +6,7 @@ What happens when is the table of DESIGN.md §4.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
@@ -116,11 +117,27 @@ class Failures:
         assert delivery.attempts is not None
         crashes = delivery.attempts.crashes
         if crashes < self._policy.max_crashes:
-            return None
+            left_seconds = self.take_pause(delivery)
+            return Again(left_seconds) if left_seconds else None
         # It was to be given up before, and that could not be written.
         return await self.dead_letter(
             delivery, "crashed", f"its process died {crashes} times: {delivery.attempts.error}"
         )
+
+    def take_pause(self, delivery: HeldDelivery) -> float:
+        """Return how many seconds of the pause after its last failure are left, and forget them.
+
+        An earlier cell has left the delivery in the middle of its pause. That is waited for once, so that no
+        clock can make it endless.
+
+        Args:
+            delivery: its attempts have been read, if there may be any.
+        """
+        attempts = delivery.attempts
+        if attempts is None or not attempts.delay_seconds:
+            return 0.0
+        delivery.attempts = msgspec.structs.replace(attempts, retry_at=0.0, delay_seconds=0.0)
+        return attempts.wait_seconds(time.time())
 
     async def read_attempts(self, delivery: HeldDelivery) -> None:
         """Read what is recorded of earlier runs.
@@ -173,6 +190,9 @@ class Failures:
             retry_in_seconds=round(delay, 3),
             exc_info=error if traceback and not is_expected(error) else None,
         )
+        if self._blocks:
+            # For whoever may have to go on with it; in this cell a timer keeps the time.
+            attempts = msgspec.structs.replace(attempts, retry_at=time.time() + delay, delay_seconds=delay)
         await self._record(delivery.sequence, attempts)
         return await self._again(delivery, delay)
 
@@ -300,8 +320,10 @@ class Failures:
 
     def _count(self, delivery: HeldDelivery, error: BaseException) -> Attempts:
         previous = delivery.attempts or NONE
-        delivery.attempts = attempts = msgspec.structs.replace(
-            previous, failed=previous.failed + 1, error=error_text(error)[:MAX_ERROR_CHARACTERS]
+        delivery.attempts = attempts = Attempts(
+            failed=previous.failed + 1,
+            crashes=previous.crashes,
+            error=error_text(error)[:MAX_ERROR_CHARACTERS],
         )
         self._status.count("failed")
         return attempts

@@ -165,7 +165,7 @@ class Takeover:
     async def _count_crashes(self, sequences: Collection[int], reason: str) -> dict[int, Attempts]:
         known = await self._attempts.read_all(sorted(sequences))
         counted = {
-            sequence: msgspec.structs.replace(attempts, crashes=attempts.crashes + 1, error=reason)
+            sequence: Attempts(failed=attempts.failed, crashes=attempts.crashes + 1, error=reason)
             for sequence, attempts in zip(sorted(sequences), known, strict=True)
         }
         await self._attempts.write_all(counted)

@@ -26,11 +26,24 @@ class Attempts(msgspec.Struct, frozen=True):
         failed: handler runs that failed.
         crashes: times its process died while handling it.
         error: the last failure's text.
+        retry_at: not before then it is to be tried again, in seconds since 1970 by the clock of who recorded
+            it; 0 if the server keeps that time, as of what is given back to it.
+        delay_seconds: how long that was after the failure.
     """
 
     failed: int = 0
     crashes: int = 0
     error: str = ""
+    retry_at: float = 0.0
+    delay_seconds: float = 0.0
+
+    def wait_seconds(self, now: float) -> float:
+        """Return how much of the pause before the next run is left, by whatever clock no more than all of it.
+
+        Args:
+            now: seconds since 1970.
+        """
+        return max(0.0, min(self.retry_at - now, self.delay_seconds))
 
 
 NONE = Attempts()

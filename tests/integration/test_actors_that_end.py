@@ -203,7 +203,10 @@ async def test_what_restart_on_names_fails_the_actor(orders: Bench, on_failure: 
     await until(lambda: cell.status.counters["failed"] == 1)
     await orders.publisher.publish(Placed(number=2))
     assert await failure_of(cell) == "PoolGone: the pool is closed"
-    assert await attempts_of(orders, 2) == Attempts(failed=1, error="PoolGone: the pool is closed")
+    attempts = await attempts_of(orders, 2)
+    assert (attempts.failed, attempts.error) == (1, "PoolGone: the pool is closed")
+    # Of what is given back the server keeps the time.
+    assert bool(attempts.retry_at) == (on_failure == "block")
     assert cell.status.counters["retried"] == (2 if on_failure == "redeliver" else 0)
     await cell.vanish()
     await cell.start(reason="PoolGone: the pool is closed")
