@@ -36,14 +36,16 @@ $(READY): setup.cfg pyproject.toml
 demo: $(READY)
 	@$(BIN)/understudy demo $(ARGS)
 
+# The long ones come first, and who has nothing left takes over from others: else one worker has the last of
+# them while the others wait.
 test: $(READY)
-	$(BIN)/pytest tests/unit $(wildcard tests/contract) tests/integration tests/faults -n $(WORKERS) $(ARGS)
+	$(BIN)/pytest tests/faults tests/integration $(wildcard tests/contract) tests/unit -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-system: $(READY)
 	$(BIN)/pytest tests/system $(ARGS)
 
 test-faults: $(READY)
-	$(BIN)/pytest tests/faults -n $(WORKERS) $(ARGS)
+	$(BIN)/pytest tests/faults -n $(WORKERS) --dist worksteal $(ARGS)
 
 faults: $(READY)
 	cd tests && ../$(BIN)/python -m support.fault_table --write ../docs/faults.md $(ARGS)
