@@ -69,7 +69,9 @@ def _notes(margin: str, by_parent: ChildStatus | None, reason: str, now: float) 
     if reason:
         yield _fit(f"{margin}{reason}")
     if by_parent and by_parent.starts_at is not None:
-        yield _fit(f"{margin}starts again in {max(0.0, by_parent.starts_at - now):.1f} s")
+        seconds, times = max(0.0, by_parent.starts_at - now), by_parent.failures
+        after = f", after {times} failure{'' if times == 1 else 's'} in a row" if times else ""
+        yield _fit(f"{margin}starts again in {seconds:.1f} s{after}")
     if by_parent and by_parent.last_reason:
         yield _fit(f"{margin}last ended: {by_parent.last_reason}")
 

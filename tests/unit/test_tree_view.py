@@ -97,7 +97,12 @@ def test_a_cell_that_is_not_up_is_told_by_its_supervisor() -> None:
     waiting = Cell(
         name="billing/0",
         supervision=child(
-            "billing/0", state="backoff", pid=None, last_reason="RuntimeError: no database", starts_at=102.5
+            "billing/0",
+            state="backoff",
+            pid=None,
+            last_reason="RuntimeError: no database",
+            starts_at=102.5,
+            failures=3,
         ),
         status=None,
     )
@@ -105,7 +110,10 @@ def test_a_cell_that_is_not_up_is_told_by_its_supervisor() -> None:
     assert shown[0].endswith("not ready")
     assert shown[1] == "  cell billing/0: backoff"
     assert shown[4].split() == ["└─", "billing/0", "backoff", "1", "0"]
-    assert shown[5:] == ["      starts again in 2.5 s", "      last ended: RuntimeError: no database"]
+    assert shown[5:] == [
+        "      starts again in 2.5 s, after 3 failures in a row",
+        "      last ended: RuntimeError: no database",
+    ]
 
 
 def test_nothing_is_wider_than_a_terminal() -> None:
