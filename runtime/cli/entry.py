@@ -36,6 +36,8 @@ USAGE = 2
 BROKER = 3
 INTERNAL = 70
 INTERRUPTED = 130
+# What a shell says of a tool that SIGPIPE ended: not all was written, which `pipefail` lets a script see.
+PIPE_CLOSED = 141
 
 NOT_LINUX = (
     "understudy runs on Linux; here, run it in a container: "
@@ -58,6 +60,7 @@ Exit codes:
    70  the tree gave up, or an error of our own
    75  not everything was drained, or done in time
   130  interrupted, or killed by a second signal
+  141  who read the output wanted no more of it
 """
 
 _app = typer.Typer(
@@ -97,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0 clean; 1 a check found a difference; 2 usage or configuration; 3 the broker can't be reached or refuses;
-    70 the tree escalated, or an error of our own; 75 not everything was drained; 130 interrupted.
+    70 the tree escalated, or an error of our own; 75 not everything was drained; 130 interrupted; 141 stdout
+    is a pipe that was closed.
 
     Args:
         arguments: what follows the command's name; `sys.argv` if None.
@@ -116,6 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), _status(error))
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
+    except SystemExit as end:
+        # Typer ends the process with 1 where nobody reads stdout any more, like `head` that has enough.
+        if isinstance(end.__context__, BrokenPipeError):
+            return PIPE_CLOSED
+        raise
     except Exception:  # noqa: BLE001 - Python's own status for this, 1, means "a difference was found" here
         traceback.print_exc()
         return INTERNAL

@@ -80,6 +80,14 @@ class _Errors:
         self.count += 1
         self._show(f"dead letter {number}: {readable(problem)}")
 
+    def incomplete(self, letter: StoredLetter) -> None:
+        """Say of a letter which of the original's headers a replay lacks; that is no failure."""
+        if letter.headers_left_out:
+            names = readable(", ".join(letter.headers_left_out))
+            self._show(
+                f"dead letter {letter.id}: a replay lacks the headers that were left out of it: {names}"
+            )
+
     def missing(self, number: int) -> None:
         """Name a letter that isn't there."""
         self.letter(number, "there is none of that number")
@@ -140,6 +148,7 @@ async def replay(
             try:
                 async for letter in chosen.read(letters, errors.missing, bodies=True):
                     await pace.wait()
+                    errors.incomplete(letter)
                     await replaying.put(letter)
                     advance()
             finally:
@@ -162,6 +171,7 @@ async def would_replay(spec: ConnectionSpec, app: str | None, chosen: Chosen) ->
                 except Unreplayable as problem:
                     errors.letter(letter.id, str(problem))
                 else:
+                    errors.incomplete(letter)
                     counts[letter.durable, letter.stream] += 1
     for (durable, stream), count in sorted(counts.items()):
         typer.echo(f"would replay {count} to stream {stream} for {durable}")

@@ -394,3 +394,31 @@ async def test_each_command_needs_no_more_permissions_than_are_documented(
     assert (refused.status, refused.out) == (1, "0 discarded\n")
     assert (await run("discarding", "discard", "3", "--yes")).out == "1 discarded\n"
     assert (await run("replaying", "replay", "--all")).out == "2 replayed\n"
+
+
+async def test_a_reader_that_has_enough_ends_an_export_quietly(letters: Letters) -> None:
+    """With the status of a tool that SIGPIPE has ended, as `head` in a shell expects it."""
+    await asyncio.gather(*(letters.add(number, body=b"x" * 1000) for number in range(1, 501)))
+    process = await letters.start("export")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    await process.stdout.readline()
+    # asyncio has no other way to close a pipe that it reads.
+    process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+    assert await process.stderr.read() == b""
+    assert await process.wait() == 141
+
+
+async def test_a_replay_names_the_headers_that_it_lacks(letters: Letters) -> None:
+    """Those that were left out of the letter; it is replayed all the same."""
+    await letters.add(1, headers={"long": "x" * 70_000, "short": "y"})
+    await letters.add(2)
+    said = "dead letter 1: a replay lacks the headers that were left out of it: long\n"
+    tried = await letters.run("replay", "--all", "--dry-run")
+    assert (tried.status, tried.out, tried.err) == (
+        0,
+        "would replay 2 to stream ORDERS for shop-billing\n",
+        said,
+    )
+    replayed = await letters.run("replay", "--all")
+    assert (replayed.status, replayed.out, replayed.err) == (0, "2 replayed\n", said)

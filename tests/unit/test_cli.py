@@ -68,10 +68,10 @@ def test_the_top_level_help_says_where_settings_come_from_and_what_exit_codes_me
     assert "UNDERSTUDY_* variables" in text
     assert "understudy.toml" in text
     codes = re.findall(r"^ +(\d+)  \S", text, re.MULTILINE)
-    assert codes == ["0", "1", "2", "3", "70", "75", "130"]
+    assert codes == ["0", "1", "2", "3", "70", "75", "130", "141"]
     assert {
         CLEAN, entry.CLEAN, entry.DIFFERENT, entry.USAGE, entry.BROKER,
-        entry.INTERNAL, ESCALATED, DRAIN_TIMED_OUT, entry.INTERRUPTED, KILLED,
+        entry.INTERNAL, ESCALATED, DRAIN_TIMED_OUT, entry.INTERRUPTED, KILLED, entry.PIPE_CLOSED,
     } == set(map(int, codes))  # fmt: skip
 
 
