@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from understudy.runtime.cli.command import Command
 from understudy.runtime.cli.options import (
     AppName,
     ConfigFile,
+    Json,
     NodeName,
     Servers,
     remedies,
@@ -37,77 +39,62 @@ actor = typer.Typer(
 )
 
 
-def pause(
-    name: ActorName,
-    app: AppName = None,
-    node: NodeName = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    config: ConfigFile = None,
-    servers: Servers = None,
-) -> int:
-    """Have an actor begin nothing more, on every node, until it is resumed or its node started anew.
+def _command(action: Action, text: str) -> Callable[..., int]:
+    """Return what a command does, with the options that all of them take."""
 
-    Example: understudy actor pause notifier
+    def command(
+        name: ActorName,
+        as_json: Json = False,
+        app: AppName = None,
+        node: NodeName = None,
+        timeout: Timeout = TIMEOUT_SECONDS,
+        config: ConfigFile = None,
+        servers: Servers = None,
+    ) -> int:
+        # Loaded when the command runs: --help needs none of it.
+        from understudy.runtime.cli.actor_action import act
 
-    What runs finishes, what is held stays held, and nothing more is asked for. The node stays ready. A paused
-    cell that is restarted, for whatever reason, is paused again. Exits 75 if it isn't so in time.
-    """
-    return _act("pause", name, app, node, timeout, config, servers)
+        settings = settings_from(config, {"nats.servers": servers}, quiet=True)
+        with remedies(settings):
+            return asyncio.run(act(settings, action, name, app, node, timeout, as_json=as_json))
 
-
-def resume(
-    name: ActorName,
-    app: AppName = None,
-    node: NodeName = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    config: ConfigFile = None,
-    servers: Servers = None,
-) -> int:
-    """Have a paused actor go on.
-
-    Example: understudy actor resume notifier
-
-    Exits 75 if it isn't so in time.
-    """
-    return _act("resume", name, app, node, timeout, config, servers)
+    command.__doc__ = text
+    return command
 
 
-def restart(
-    name: ActorName,
-    app: AppName = None,
-    node: NodeName = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    config: ConfigFile = None,
-    servers: Servers = None,
-) -> int:
-    """Have an actor's cells drain and start again.
+# The first sentence of its text is too long for 80 columns.
+actor.command("pause", cls=Command, short_help="Have an actor begin nothing more, until it is resumed.")(
+    _command(
+        "pause",
+        """Have an actor begin nothing more, on every node, until it is resumed or its node started anew.
 
-    Example: understudy actor restart notifier/1
+        Example: understudy actor pause notifier
 
-    That is no failure: it uses up none of its supervisor's restarts, and its siblings go on. Exits 75 if it
-    isn't so in time.
-    """
-    return _act("restart", name, app, node, timeout, config, servers)
+        What runs finishes, what is held stays held, and nothing more is asked for. The node stays ready. A
+        paused cell that is restarted, for whatever reason, is paused again. Exits 75 if it isn't so in time.
+        """,
+    )
+)
+actor.command("resume", cls=Command)(
+    _command(
+        "resume",
+        """Have a paused actor go on.
 
+        Example: understudy actor resume notifier
 
-# The first sentence of the docstring is too long for 80 columns.
-actor.command(cls=Command, short_help="Have an actor begin nothing more, until it is resumed.")(pause)
-actor.command(cls=Command)(resume)
-actor.command(cls=Command)(restart)
+        Exits 75 if it isn't so in time.
+        """,
+    )
+)
+actor.command("restart", cls=Command)(
+    _command(
+        "restart",
+        """Have an actor's cells drain and start again.
 
+        Example: understudy actor restart notifier/1
 
-def _act(
-    action: Action,
-    name: str,
-    app: str | None,
-    node: str | None,
-    timeout_seconds: float,
-    config: ConfigFile,
-    servers: Servers,
-) -> int:
-    # Loaded when the command runs: --help needs none of it.
-    from understudy.runtime.cli.actor_action import act
-
-    settings = settings_from(config, {"nats.servers": servers}, quiet=True)
-    with remedies(settings):
-        return asyncio.run(act(settings, action, name, app, node, timeout_seconds))
+        That is no failure: it uses up none of its supervisor's restarts, and its siblings go on. Exits 75 if
+        it isn't so in time.
+        """,
+    )
+)

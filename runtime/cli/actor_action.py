@@ -11,7 +11,7 @@ import typer
 
 from understudy.actors.errors import ConfigurationError
 from understudy.runtime.admin.nodes import Action, ActorReply, ActorRequest, Node
-from understudy.runtime.cli.nodes import connected, describe, find, read_node
+from understudy.runtime.cli.nodes import SILENT, AnyNode, connected, describe, find, read_node
 from understudy.runtime.jetstream.services import Absent, Refused, Unanswered, ask
 
 if TYPE_CHECKING:
@@ -24,8 +24,29 @@ NOT_DONE = 75
 POLL_SECONDS = 0.2
 
 
+class Judged(msgspec.Struct, frozen=True):
+    """What became of a cell, or of all that is meant of a node.
+
+    Args:
+        done: whether it is as it was to be.
+        text: how it is.
+        cell: which; empty where the node says nothing of single ones.
+    """
+
+    done: bool
+    text: str
+    cell: str = ""
+
+
 async def act(
-    settings: Settings, action: Action, name: str, app: str | None, node: str | None, timeout_seconds: float
+    settings: Settings,
+    action: Action,
+    name: str,
+    app: str | None,
+    node: str | None,
+    timeout_seconds: float,
+    *,
+    as_json: bool = False,
 ) -> int:
     """Do it on every node, print what became of it, and return the exit status.
 
@@ -36,6 +57,7 @@ async def act(
         app: whose nodes; None if there is but one.
         node: which node; None for all.
         timeout_seconds: how long to wait until it is so.
+        as_json: print one JSON object instead of a line for each cell.
 
     Raises:
         ConfigurationError: there is no such actor, cell, app or node.
@@ -53,15 +75,25 @@ async def act(
                 for one, answer in zip(nodes.answering, answers, strict=True)
             )
         )
-    done = True
-    for one, (so, lines) in zip(nodes.answering, results, strict=True):
-        done &= so
-        for line in lines:
-            typer.echo(f"{describe(one)}: {line}")
-    for silent in nodes.silent:
-        done = False
-        typer.echo(f"{describe(silent)}: connected, but doesn't answer")
-    return DONE if done else NOT_DONE
+    judged: list[tuple[AnyNode, list[Judged]]] = [
+        *zip(nodes.answering, results, strict=True),
+        *((silent, [Judged(False, SILENT)]) for silent in nodes.silent),
+    ]
+    if as_json:
+        replies = [
+            {"run_id": one.run_id, "node": describe(one), "done": _done(cells), "cells": cells}
+            for one, cells in judged
+        ]
+        typer.echo(msgspec.json.encode({"nodes": replies}))
+    else:
+        for one, cells in judged:
+            for cell in cells:
+                typer.echo(f"{describe(one)}: {f'{cell.cell} {cell.text}'.lstrip()}")
+    return DONE if all(_done(cells) for _, cells in judged) else NOT_DONE
+
+
+def _done(judged: list[Judged]) -> bool:
+    return all(one.done for one in judged)
 
 
 async def _tell(client: Connection, node: Node, body: bytes) -> ActorReply | Refused | Absent | Unanswered:
@@ -77,39 +109,36 @@ async def _watch(
     action: Action,
     told: ActorReply | Refused | Absent | Unanswered,
     timeout_seconds: float,
-) -> tuple[bool, list[str]]:
-    """Return whether it is so on a node, and what to say of each of the cells."""
+) -> list[Judged]:
+    """Return what became of each of a node's cells when it is so, or as it is when time is up."""
     if isinstance(told, Refused):
         # Another revision of the app may not have it.
-        return told.code == "404", [str(told)]
+        return [Judged(told.code == "404", str(told))]
     if isinstance(told, Absent):
-        return True, ["has ended meanwhile"]
+        return [Judged(True, "has ended meanwhile")]
     if isinstance(told, Unanswered):
-        return False, ["doesn't answer"]
+        return [Judged(False, "doesn't answer")]
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_seconds
     while True:
         try:
             _, root = await read_node(client, node)
         except Absent:
-            return True, ["has ended meanwhile"]
+            return [Judged(True, "has ended meanwhile")]
         except Unanswered:
-            so, lines = False, ["doesn't answer"]
+            judged = [Judged(False, "doesn't answer")]
         else:
-            cells = {cell.name: cell for cell in root.cells()}
-            so, lines = _judge(action, told.generations, cells)
-        if so or loop.time() >= deadline:
-            return so, lines
+            judged = _judge(action, told.generations, {cell.name: cell for cell in root.cells()})
+        if _done(judged) or loop.time() >= deadline:
+            return judged
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _judge(
-    action: Action, generations: Mapping[str, int], cells: Mapping[str, Cell]
-) -> tuple[bool, list[str]]:
-    judged = [
-        (name, *_judge_cell(action, generation, cells.get(name))) for name, generation in generations.items()
+def _judge(action: Action, generations: Mapping[str, int], cells: Mapping[str, Cell]) -> list[Judged]:
+    return [
+        Judged(*_judge_cell(action, generation, cells.get(name)), cell=name)
+        for name, generation in generations.items()
     ]
-    return all(so for _, so, _ in judged), [f"{name} {text}" for name, _, text in judged]
 
 
 def _judge_cell(action: Action, generation: int, cell: Cell | None) -> tuple[bool, str]:

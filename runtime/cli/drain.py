@@ -11,6 +11,7 @@ from understudy.actors.errors import ConfigurationError
 from understudy.runtime.cli.options import (
     AppName,
     ConfigFile,
+    Json,
     NodeName,
     Servers,
     remedies,
@@ -31,6 +32,7 @@ def drain(
             show_default=False,
         ),
     ] = None,
+    as_json: Json = False,
     config: ConfigFile = None,
     servers: Servers = None,
 ) -> int:
@@ -46,6 +48,10 @@ def drain(
     # Loaded when the command runs: --help needs none of it.
     from understudy.runtime.cli.draining import drain_nodes
 
-    settings = settings_from(config, {"nats.servers": servers}, quiet=True)
+    # A drained node's own server ends with it: that the connection is lost then is nothing to warn of, and
+    # where it is lost before, the result says so.
+    settings = settings_from(config, {"nats.servers": servers}, quiet=True, quiet_level="error")
     with remedies(settings):
-        return asyncio.run(drain_nodes(settings, app, node, all_nodes=all_nodes, timeout_seconds=timeout))
+        return asyncio.run(
+            drain_nodes(settings, app, node, all_nodes=all_nodes, timeout_seconds=timeout, as_json=as_json)
+        )

@@ -10,7 +10,7 @@ import typer
 
 from understudy.actors.errors import BrokerError, ConfigurationError
 from understudy.runtime.admin.nodes import Drained, DrainReply, Node
-from understudy.runtime.cli.nodes import Nodes, connected, describe, find, listed, read_node
+from understudy.runtime.cli.nodes import SILENT, AnyNode, Nodes, connected, describe, find, listed, read_node
 from understudy.runtime.jetstream.services import Absent, Refused, Unanswered, ask, ask_for_more
 
 if TYPE_CHECKING:
@@ -27,7 +27,13 @@ LAST_WORD_SECONDS = 0.5
 
 
 async def drain_nodes(
-    settings: Settings, app: str | None, node: str | None, *, all_nodes: bool, timeout_seconds: float | None
+    settings: Settings,
+    app: str | None,
+    node: str | None,
+    *,
+    all_nodes: bool,
+    timeout_seconds: float | None,
+    as_json: bool = False,
 ) -> int:
     """Drain them, side by side, print what became of each, and return the exit status.
 
@@ -37,6 +43,7 @@ async def drain_nodes(
         node: which node; None if there is but one, or all are meant.
         all_nodes: whether all are meant where there are several.
         timeout_seconds: how long to wait; None for what each may take.
+        as_json: print one JSON object instead of a line for each.
 
     Raises:
         ConfigurationError: there is no such app or node, or it isn't clear which is meant.
@@ -45,12 +52,19 @@ async def drain_nodes(
     async with connected(settings) as client:
         nodes = _meant(await find(client, settings, app), node, all_nodes=all_nodes)
         outcomes = await asyncio.gather(*(_drain(client, one, timeout_seconds) for one in nodes.answering))
-    problems = [
-        *zip(map(describe, nodes.answering), outcomes, strict=True),
-        *((describe(silent), "connected, but doesn't answer") for silent in nodes.silent),
+    problems: list[tuple[AnyNode, str]] = [
+        *zip(nodes.answering, outcomes, strict=True),
+        *((silent, SILENT) for silent in nodes.silent),
     ]
-    for name, problem in problems:
-        typer.echo(f"{name}: {problem or 'drained'}")
+    if as_json:
+        drained = [
+            {"run_id": one.run_id, "node": describe(one), "drained": not problem, "problem": problem}
+            for one, problem in problems
+        ]
+        typer.echo(msgspec.json.encode({"nodes": drained}))
+    else:
+        for one, problem in problems:
+            typer.echo(f"{describe(one)}: {problem or 'drained'}")
     return NOT_DRAINED if any(problem for _, problem in problems) else DRAINED
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from understudy.config.settings import Settings
 
 AnyNode: TypeAlias = Node | SilentNode
+# What is said of a node that is seen by its connection only.
+SILENT = "connected, but doesn't answer"
 
 
 class NobodyAnswersError(BrokerError):

@@ -49,6 +49,7 @@ LogFormat = Annotated[
         show_default=False,
     ),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AppName = Annotated[
     str | None, typer.Option("--app", metavar="NAME", help="The app's name.", show_default=False)
 ]
@@ -59,21 +60,27 @@ NodeName = Annotated[
 
 
 def settings_from(
-    config_file: Path | None, flags: dict[str, object], *, quiet: bool = False, find_server: bool = True
+    config_file: Path | None,
+    flags: dict[str, object],
+    *,
+    quiet: bool = False,
+    quiet_level: str = "warning",
+    find_server: bool = True,
 ) -> Settings:
     """Return the settings, logging configured by them.
 
     Args:
         config_file: the option `--config`.
         flags: what the command line gave, by dotted key.
-        quiet: log warnings and errors only, for a command that prints its result.
+        quiet: log little, for a command that prints its result.
+        quiet_level: the lowest level that is logged then, unless another than `info` is set.
         find_server: where nobody named servers, take the embedded one that runs in the settings' directory.
 
     Raises:
         ConfigurationError: see `load_settings`.
     """
     settings = load_settings(config_file=config_file, flags=flags)
-    level = "warning" if quiet and settings.log.level == "info" else settings.log.level
+    level = quiet_level if quiet and settings.log.level == "info" else settings.log.level
     configure_logging(level=level, format=resolve_format(settings.log.format), context={})
     if find_server and settings.nats_is_default:
         url = running_url(settings.directory)

@@ -39,6 +39,7 @@ def tree(
 
 
 async def _show(settings: Settings, app: str | None, *, as_json: bool) -> int:
+    from understudy.runtime.cli.nodes import SILENT as NO_ANSWER
     from understudy.runtime.cli.nodes import connected, describe, find, read_node
     from understudy.runtime.cli.tree_view import view
     from understudy.runtime.jetstream.services import Absent
@@ -50,9 +51,7 @@ async def _show(settings: Settings, app: str | None, *, as_json: bool) -> int:
             *(read_node(client, node) for node in nodes.answering), return_exceptions=True
         )
     read: list[Any] = []
-    failed: list[tuple[str, str, str]] = [
-        (node.run_id, describe(node), "connected, but doesn't answer") for node in nodes.silent
-    ]
+    failed: list[tuple[str, str, str]] = [(node.run_id, describe(node), NO_ANSWER) for node in nodes.silent]
     for node, answer in zip(nodes.answering, answers, strict=True):
         if isinstance(answer, Absent):
             # Gone since it was found.

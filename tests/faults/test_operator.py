@@ -20,6 +20,9 @@ from support.launched import Launched, publish
 from support.lines import read_lines
 from support.nats import NatsServer
 from support.tree import kill, wait_until
+from understudy.config.connection import ConnectionSpec
+from understudy.runtime.admin.nodes import find_nodes
+from understudy.runtime.jetstream import connection, services
 
 CELL = "recorder/0"
 
@@ -56,8 +59,21 @@ class Nodes:
         )
 
     def trees(self) -> list[dict[str, Any]]:
-        """Return what the nodes say of themselves, by pid of their launchers."""
-        nodes: list[dict[str, Any]] = json.loads(self.type("tree", "--json").stdout)["nodes"]
+        """Return what the nodes say of themselves, in the order in which they were started.
+
+        As `tree --json` has it, without the process that the command would take each time.
+        """
+
+        async def ask() -> list[dict[str, Any]]:
+            spec = ConnectionSpec(servers=(self.server.url,), fast_lane=False)
+            client = await connection.connect(spec, name="test")
+            try:
+                found, _ = await find_nodes(client, None)
+                return [json.loads(await services.ask(client, node.subject("tree"))) for node in found]
+            finally:
+                await connection.close(client)
+
+        nodes = asyncio.run(ask())
         pids = [node.process.pid for node in self.running]
         return sorted(nodes, key=lambda node: pids.index(node["node"]["pid"]))
 
@@ -115,10 +131,10 @@ def test_the_tree_shows_every_node_and_fits_a_terminal(nodes: Nodes) -> None:
         lambda: sum(tree["tree"]["children"][0]["children"][0]["status"]["counters"]["handled"]
                     for tree in nodes.trees()) == 40
     )  # fmt: skip
-    identities = [tree["node"] for tree in nodes.trees()]
-    assert [identity["pid"] for identity in identities] == [first.process.pid, second.process.pid]
-    assert {identity["app"] for identity in identities} == {"recorder"}
-    assert [tree["not_ready"] for tree in nodes.trees()] == [{}, {}]
+    trees = json.loads(nodes.type("tree", "--json").stdout)["nodes"]
+    assert {tree["node"]["pid"] for tree in trees} == {first.process.pid, second.process.pid}
+    assert {tree["node"]["app"] for tree in trees} == {"recorder"}
+    assert [tree["not_ready"] for tree in trees] == [{}, {}]
 
 
 def test_the_stock_tools_of_nats_see_the_nodes_as_services(nodes: Nodes) -> None:
@@ -336,11 +352,11 @@ def test_a_drained_node_ends_and_the_other_goes_on(nodes: Nodes) -> None:
 def test_all_nodes_are_drained_at_once(nodes: Nodes) -> None:
     """Each process ends with 0."""
     running = [nodes.start("a"), nodes.start("b")]
-    drained = nodes.type("drain", "--all", "--app", "recorder")
+    drained = nodes.type("drain", "--all", "--app", "recorder", "--json")
     assert drained.returncode == 0
-    assert sorted(drained.stdout.splitlines()) == sorted(
-        f"recorder on {name(node)}: drained" for node in running
-    )
+    told = {node.pop("node"): node for node in json.loads(drained.stdout)["nodes"]}
+    assert len({node.pop("run_id") for node in told.values()}) == 2
+    assert told == {f"recorder on {name(node)}": {"drained": True, "problem": ""} for node in running}
     assert [node.wait() for node in running] == [0, 0]
 
 
@@ -394,6 +410,20 @@ def test_a_stopped_node_is_named_as_not_answering(nodes: Nodes) -> None:
         f"recorder on {name(first)}: {CELL} is paused",
         f"{silent}: connected, but doesn't answer",
     ]
+    resumed = nodes.type("actor", "resume", "recorder", "--json")
+    assert resumed.returncode == 75
+    answering, unheard = json.loads(resumed.stdout)["nodes"]
+    assert answering.pop("run_id") != unheard.pop("run_id")
+    assert answering == {
+        "node": f"recorder on {name(first)}",
+        "done": True,
+        "cells": [{"cell": CELL, "done": True, "text": "is up"}],
+    }
+    assert unheard == {
+        "node": silent,
+        "done": False,
+        "cells": [{"cell": "", "done": False, "text": "connected, but doesn't answer"}],
+    }
     second.process.send_signal(signal.SIGCONT)
     wait_until(lambda: nodes.type("tree").returncode == 0)
 

@@ -37,6 +37,21 @@ def test_an_embedded_run_is_fed_from_a_second_terminal_and_stops_clean(terminal:
     assert not (terminal.directory / ".understudy" / "nats.url").exists()
 
 
+def test_the_end_of_a_drained_node_s_own_server_is_nothing_to_warn_of(terminal: Terminal) -> None:
+    """What `drain` says is its progress and the result."""
+    launcher = terminal.start("run", "flights:app", "--embedded", "--http-port", "0")
+    until(launcher, "ready")
+    drained = terminal.type("drain")
+    assert (drained.returncode, drained.stdout) == (
+        0,
+        f"cli-run on {socket.gethostname()}:{launcher.pid}: drained\n",
+    )
+    assert {line.split(": ", 1)[0] for line in drained.stderr.splitlines()} == {
+        f"cli-run on {socket.gethostname()}:{launcher.pid}"
+    }
+    assert launcher.wait(30) == 0
+
+
 @pytest.mark.parametrize("named", [None, "nats://me:hunter2@elsewhere:4222"])
 def test_an_embedded_run_says_whose_server_it_uses(terminal: Terminal, named: str | None) -> None:
     """That it isn't its own, and not one that was named: either would surprise whoever isn't told."""
