@@ -142,8 +142,12 @@ async def test_bytes_bound_what_is_held_too(orders: Bench, app: App) -> None:
     await pull.subscription.stop()
 
 
-async def test_paused_it_asks_for_nothing_and_resumed_it_goes_on(orders: Bench, app: App) -> None:
+async def test_paused_it_asks_for_nothing_and_resumed_it_goes_on(
+    orders: Bench, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was asked for before may still arrive, and nothing more."""
+    # It goes on because it is resumed, not because it looks again.
+    monkeypatch.setattr(subscription, "LOST_AFTER_SECONDS", 600.0)
     pull = await pulling(orders, Room(4))
     pull.start()
     await place(orders, range(4))
@@ -151,16 +155,20 @@ async def test_paused_it_asks_for_nothing_and_resumed_it_goes_on(orders: Bench, 
     pull.subscription.pause()
     await pull.settle(4)
     await place(orders, range(4, 8))
-    # Longer than a request lives, and than the loop waits to look again.
-    await asyncio.sleep(2.5)
+    # Longer than a request lives.
+    await asyncio.sleep(1.5 * subscription.EXPIRES_SECONDS)
     assert pull.room.held == []
     pull.subscription.resume()
-    await until(lambda: len(pull.room.held) == 4, 1)
+    await until(lambda: len(pull.room.held) == 4)
     await pull.subscription.stop()
 
 
-async def test_after_idling_it_is_at_full_speed_at_once(orders: Bench, app: App) -> None:
+async def test_after_idling_it_is_at_full_speed_at_once(
+    orders: Bench, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Requests expire and their credit comes back: demand is neither lost nor doubled."""
+    # What is lost stays lost: no later look finds it.
+    monkeypatch.setattr(subscription, "LOST_AFTER_SECONDS", 600.0)
     pull = await pulling(orders, Room(512))
     with capture_logs() as logs:
         pull.start()
@@ -168,9 +176,10 @@ async def test_after_idling_it_is_at_full_speed_at_once(orders: Bench, app: App)
         started = time.monotonic()
         await orders.publisher.publish(Placed(number=0))
         await until(lambda: len(pull.room.held) == 1)
-        assert time.monotonic() - started < 0.2
+        # A request was waiting for it; the next would come when that has expired.
+        assert time.monotonic() - started < subscription.EXPIRES_SECONDS
         await place(orders, range(1, 2000))
-        await until(lambda: len(pull.room.held) == 512, 1)
+        await until(lambda: len(pull.room.held) == 512)
         await confirm(pull.client)
         assert pull.room.most == 512
         assert (await orders.backlog(app)).ack_pending == 512

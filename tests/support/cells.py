@@ -22,7 +22,7 @@ from understudy.runtime.jetstream.publisher import Publisher
 from understudy.runtime.jetstream.topology import Backlog, backlog, dead_letter_stream, ensure_topology
 from understudy.runtime.specs import CellSpec
 
-TIMEOUT_SECONDS = 15.0
+TIMEOUT_SECONDS = 30.0
 # Decorates a fixture: each of its tests runs with and without the fast lane, which `request.param` says.
 both_lanes = pytest.fixture(params=[True, False], ids=["fast lane", "public API"])
 

@@ -22,7 +22,7 @@ from understudy.runtime.supervision.processes import Process, descendants, is_al
 from understudy.runtime.supervision.self_check import listening_sockets
 
 TESTS = Path(__file__).parent.parent
-UP_SECONDS = 20.0
+UP_SECONDS = 40.0
 
 
 class Launched:

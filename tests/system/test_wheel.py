@@ -107,8 +107,6 @@ OF_THE_WHEEL = (
     "tests/integration/test_cli_publish.py",
     "tests/integration/test_embedded_server.py",
     "tests/integration/test_readme.py",
-    # Data read beside a module: the flights.
-    "tests/integration/test_demo.py",
     # The extra `reload`, and an app that is imported again.
     "tests/integration/test_cli_reload.py::test_a_save_restarts_the_tree_with_the_new_code_on_the_same_server",
     # A cell on both lanes, of which one reaches into nats-py; dead letters; NATS services.
