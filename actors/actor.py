@@ -46,8 +46,9 @@ class Actor:
 
     `key` (an attribute's name or a callable: one event at a time per key, in stream order), `mailbox`,
     `concurrency` (1; 16 with `key`: handlers of one instance that may run at once and then share `self`),
-    `ordered` (False: one event at a time in stream order), `state` (its class; for now it only makes one cell
-    the sole owner of the durable, as `key` and `ordered` do), `replicas` (1: cells of this actor; they share
+    `ordered` (False: one event at a time in stream order), `state` (a subclass of State: `ctx.state` is that
+    of the event's key, or without `key` the actor's; it makes one cell the sole owner of the durable, as
+    `key` and `ordered` do), `replicas` (1: cells of this actor; they share
     its events, but of a sole owner's all but one are hot standbys), `retry`, `restart` ("permanent";
     "transient" is not started again once it has called `ctx.stop()`, "temporary" never), `restart_on`
     (exception types that mean the actor itself is broken: the attempt fails as any other, and then the cell
@@ -102,10 +103,16 @@ class Actor:
 def check_handlers(spec: ActorSpec, where: str) -> None:
     """Raises DeclarationError if a handler and the options don't go together.
 
-    A key given by name must be on every event of known type; a batch must fit into the mailbox.
+    A key given by name must be on every event of known type; a batch must fit into the mailbox, and has no
+    state.
     """
     capacity = spec.options.mailbox.capacity
     for handler in spec.handlers:
+        if handler.batch is not None and spec.options.state is not None:
+            raise DeclarationError(
+                f"{where}: {handler.method} takes batches, which have no state; handle the events one by one "
+                f"(their commits are shared all the same), or in an actor without state"
+            )
         if handler.batch is not None and handler.batch.size > capacity:
             raise DeclarationError(
                 f"{where}: {handler.method} takes batches of {handler.batch.size}, but the mailbox holds "

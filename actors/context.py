@@ -54,6 +54,18 @@ class Context(ABC):
 
     @property
     @abstractmethod
+    def state(self) -> Any:
+        """The state of the event's key, or without `key` the actor's: of the type that `state=` names.
+
+        What the handler assigns to its fields is stored when it has returned, together with what it has
+        published, before any of that goes out; what a failed handler has changed is dropped. Not to be used
+        when the handler has returned. A handler that doesn't ask for it costs no commit.
+
+        Raises DeclarationError in an actor without state.
+        """
+
+    @property
+    @abstractmethod
     def log(self) -> Any:
         """A structlog logger that knows app, actor and cell; entries carry the delivery's trace ids."""
 

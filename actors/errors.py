@@ -11,6 +11,7 @@ UnderstudyError
 │   ├── BrokerUnreachable                 no server answers
 │   ├── BrokerRefused                     a server answers and says no
 │   └── PublishError                      an event was not confirmed by its stream
+├── StateError                            an actor's state can't be stored or read
 └── CircuitOpen                           a circuit breaker lets no call through for now
 
 `Retry` and `Reject` (understudy.actors.outcomes) are outcomes of a handler, not errors.
@@ -91,6 +92,10 @@ class PublishError(BrokerError):
 
 def _publish_error(message: str, subject: str, code: int | None) -> PublishError:
     return PublishError(message, subject=subject, code=code)
+
+
+class StateError(UnderstudyError):
+    """An actor's state can't be stored as it is, or what is stored can't be read."""
 
 
 class CircuitOpen(UnderstudyError):

@@ -8,6 +8,7 @@ from understudy.actors.errors import DeclarationError, DecodeError
 from understudy.actors.names import check_choice, check_integer, check_name, check_seconds, nearest
 from understudy.actors.outcomes import Reject, Retry
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
+from understudy.actors.state import State, StateCodec
 
 RestartType: TypeAlias = Literal["permanent", "transient", "temporary"]
 RESTART_TYPES: tuple[RestartType, ...] = get_args(RestartType)
@@ -23,7 +24,7 @@ class OptionKeywords(TypedDict, total=False):
     mailbox: Mailbox
     concurrency: int
     ordered: bool
-    state: type | None
+    state: type[State] | None
     replicas: int
     retry: RetryPolicy
     restart: RestartType
@@ -53,7 +54,7 @@ class ActorOptions:
     mailbox: Mailbox = dataclasses.field(default_factory=Mailbox)
     concurrency: int = 1
     ordered: bool = False
-    state: type | None = None
+    state: type[State] | None = None
     replicas: int = 1
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
     restart: RestartType = "permanent"
@@ -154,8 +155,10 @@ def _check_values(options: ActorOptions, where: str) -> None:
         if not isinstance(value, kind):
             raise DeclarationError(f"{where}: {name} is {value!r}; give a {kind.__name__}")
     state: object = options.state
-    if state is not None and not isinstance(state, type):
-        raise DeclarationError(f"{where}: state is {state!r}; give the class of the state")
+    if state is not None:
+        if not (isinstance(state, type) and issubclass(state, State)):
+            raise DeclarationError(f"{where}: state is {state!r}; give a subclass of State")
+        StateCodec(state, where)
     check_integer(options.concurrency, f"{where}: concurrency", minimum=1)
     check_integer(options.replicas, f"{where}: replicas", minimum=1)
     for name in ("handler_timeout", "hang_timeout", "start_timeout", "ack_wait"):
@@ -185,6 +188,11 @@ def _check_together(options: ActorOptions, where: str) -> None:
         raise DeclarationError(
             f"{where}: ordered handles one event at a time, but concurrency is {options.concurrency}; "
             f"remove one of them"
+        )
+    if options.state is not None and options.key is None and options.concurrency > 1:
+        raise DeclarationError(
+            f"{where}: without key all events share one state and are handled one at a time, but concurrency "
+            f"is {options.concurrency}; give a key, or remove concurrency"
         )
     # A takeover must come before the server redelivers.
     if options.hang_timeout_seconds * 3 >= options.ack_wait_seconds * 2:

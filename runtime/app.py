@@ -127,6 +127,7 @@ class App:
             actor=spec.name,
             sole_owner=options.is_sole_owner,
             specification=hash_specification(spec, stream),
+            has_state=options.state is not None,
         )
 
     def _supervisor(self, supervisor: Supervisor) -> SupervisorSpec:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from understudy.actors.handlers import handles
     from understudy.actors.outcomes import Reject, Retry
     from understudy.actors.policies import Batch, CircuitBreaker, Mailbox, RetryPolicy
+    from understudy.actors.state import State
     from understudy.actors.supervision import Child, Supervisor
     from understudy.runtime.app import App
     from understudy.runtime.jetstream.publisher import Publisher
@@ -36,6 +37,7 @@ __all__ = [
     "Retry",
     "RetryPolicy",
     "StartContext",
+    "State",
     "Stream",
     "Supervisor",
     "UnderstudyError",
@@ -60,6 +62,7 @@ _MODULES = {
     "Retry": "understudy.actors.outcomes",
     "RetryPolicy": "understudy.actors.policies",
     "StartContext": "understudy.actors.context",
+    "State": "understudy.actors.state",
     "Stream": "understudy.runtime.stream",
     "Supervisor": "understudy.actors.supervision",
     "UnderstudyError": "understudy.actors.errors",

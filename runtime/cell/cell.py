@@ -15,10 +15,12 @@ import structlog
 
 from understudy.actors.context import StartContext
 from understudy.actors.errors import BrokerError, DeclarationError
+from understudy.actors.state import StateCodec
 from understudy.runtime.app import App
 from understudy.runtime.breakers import Breakers
 from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
 from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.epochs import end_epochs
 from understudy.runtime.cell.failures import ActorFailed, error_text
 from understudy.runtime.cell.fetch_ahead import FetchAhead
 from understudy.runtime.cell.lanes import Lanes, Mode
@@ -27,6 +29,7 @@ from understudy.runtime.cell.ownership import SoleOwner
 from understudy.runtime.cell.paused import read_paused
 from understudy.runtime.cell.pipeline import Pipeline
 from understudy.runtime.cell.start import CellStart
+from understudy.runtime.cell.state import States
 from understudy.runtime.cell.status import HEARTBEAT_SECONDS, CellState, Pause, boottime
 from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
@@ -35,10 +38,16 @@ from understudy.runtime.jetstream.changes import NANOSECONDS
 from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.pinning import Pin, misfit, pinned_id, unpin
 from understudy.runtime.jetstream.publish_window import PublishWindow
-from understudy.runtime.jetstream.settlement import BURST, Settlement, ack_prefix, parse_ack_subject
+from understudy.runtime.jetstream.settlement import (
+    BURST,
+    Settlement,
+    ack_prefix,
+    parse_ack_subject,
+)
 from understudy.runtime.jetstream.subscription import PullSubscription
-from understudy.runtime.jetstream.topology import attempts_bucket
+from understudy.runtime.jetstream.topology import attempts_bucket, state_bucket
 from understudy.runtime.stores.attempts import AttemptStore
+from understudy.runtime.stores.state import StateStore
 
 # How long a drain goes on handling what is held before it gives the rest back.
 DRAIN_SECONDS = 1.0
@@ -116,6 +125,7 @@ class Cell:
             restarted_for_this=start.reason.startswith(Stalled.__name__),
         )
         self._client: Connection | None = None
+        self._states: States | None = None
         # Made when the connection stands and the actor has started, before any delivery.
         self._prepared = False
         self._ownership: SoleOwner | None = None
@@ -278,6 +288,9 @@ class Cell:
             # From now on: a start may take longer than the pin lives.
             keeping = self._pin.keep(client, spec.stream, spec.durable)
             self._background.append(asyncio.create_task(keeping, name="understudy-keep-pin"))
+        states = await self._open_states(
+            client, window, stream["created"], consumer["ack_floor"]["stream_seq"]
+        )
         actor = await self._start_actor()
         self._subscription = PullSubscription(
             client,
@@ -303,6 +316,7 @@ class Cell:
             ledger=self._ledger,
             status=self._status,
             breakers=self._breakers,
+            states=states,
             settled=self._burst_ended,
             undecodable=self._halt,
             actor_failed=self._actor_failed,
@@ -319,11 +333,33 @@ class Cell:
             idle=self._on_idle,
             batches=self._pipeline.batches,
             declared=frozenset(name for handler in self._child.spec.handlers for name in handler.breakers),
+            handle_line=None if self._pipeline.stateful is None else self._pipeline.stateful.handle,
         )
         self._lanes.start()
         self._pause_lanes()
         self._prepared = True
         return actor, taken_over
+
+    async def _open_states(
+        self, client: Connection, window: PublishWindow, stream_created: str, floor: int
+    ) -> States | None:
+        if self._options.state is None:
+            return None
+        store = await StateStore.open(
+            client, window, state_bucket(self._start.run.app), self._start.spec.durable
+        )
+        self._states = States(
+            store,
+            StateCodec(self._options.state, self._start.spec.actor),
+            stream_created=stream_created,
+            floor=floor,
+            is_held=lambda sequence: self._mailbox.get(sequence) is not None,
+        )
+        ending = end_epochs(
+            self._states.epochs, client, self._settlement, self._start.spec.stream, self._start.spec.durable
+        )
+        self._background.append(asyncio.create_task(ending, name="understudy-epochs"))
+        return self._states
 
     async def _start_actor(self) -> Any:
         actor = self._child.make()
@@ -402,6 +438,8 @@ class Cell:
         return ""
 
     def _forget(self) -> set[HeldDelivery]:
+        if self._states is not None:
+            self._states.forget()
         # The lanes are made after this, and before anything could be forgotten.
         return self._lanes.clear()
 
@@ -536,6 +574,8 @@ class Cell:
 
     def _on_connection(self, state: str) -> None:
         self._status.gauge("connected", int(state == "connected"))
+        if self._states is not None and state != "connected":
+            self._states.epochs.disconnected()
         if state == "closed" and not self._draining:
             self._fail(BrokerError("the broker connection is closed for good"))
         elif self._prepared:

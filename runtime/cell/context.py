@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from understudy.actors.context import BatchContext, Context, Delivery
-from understudy.actors.errors import CircuitOpen
+from understudy.actors.errors import CircuitOpen, DeclarationError
+from understudy.actors.state import State
 from understudy.runtime.breakers import Breakers
 
 Send = Callable[[object, str | None], Awaitable[None]]
@@ -34,14 +35,31 @@ class CellContext(Context):
         log: a logger that knows the cell.
         send: publishes an event at once, under the next id of its type.
         stop: has the cell stop itself.
+        state: the key's, None in an actor without state.
+
+    Attributes:
+        collected: what was published.
+        failed_trial: the breaker's word if a call was its trial and failed.
+        touched: whether the handler has asked for the state.
     """
 
-    __slots__ = ("_breakers", "_delivery", "_log", "_send", "_stop", "collected", "failed_trial")
+    __slots__ = (
+        *("_breakers", "_delivery", "_log", "_send", "_state", "_stop"),
+        *("collected", "failed_trial", "touched"),
+    )
 
     def __init__(
-        self, delivery: Delivery, breakers: Breakers, log: Any, send: Send, stop: Callable[[], None]
+        self,
+        delivery: Delivery,
+        breakers: Breakers,
+        log: Any,
+        send: Send,
+        stop: Callable[[], None],
+        state: State | None = None,
     ) -> None:
         self._stop = stop
+        self._state = state
+        self.touched = False
         self._delivery = delivery
         self._breakers = breakers
         self._log = log
@@ -53,6 +71,14 @@ class CellContext(Context):
     def delivery(self) -> Delivery:
         """The delivery that is being handled."""
         return self._delivery
+
+    @property
+    def state(self) -> Any:
+        """The state of the event's key."""
+        if self._state is None:
+            raise DeclarationError("this actor has no state; declare its class with state=")
+        self.touched = True
+        return self._state
 
     @property
     def log(self) -> Any:

@@ -35,6 +35,7 @@ class HeldDelivery(msgspec.Struct, eq=False):
         stored_at: when the stream stored it, in nanoseconds since 1970; 0 if the reply subject says so.
         attempts: what is recorded of earlier runs, None if nobody has looked yet.
         handler, key, event, decode_error: what the pipeline has found out.
+        state_name: of its key's state, empty if its handler has none.
     """
 
     stream: str
@@ -52,6 +53,7 @@ class HeldDelivery(msgspec.Struct, eq=False):
     key: Hashable = None
     event: Any = None
     decode_error: DecodeError | None = None
+    state_name: str = ""
     _headers: Mapping[str, str] | None = None
     _trace: TraceContext | None = None
 

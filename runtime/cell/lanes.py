@@ -17,7 +17,7 @@ import enum
 import functools
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Protocol
 
 from understudy.runtime.cell.batches import Batches, HeldBatch
@@ -25,6 +25,7 @@ from understudy.runtime.cell.blocked import Blocked
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.gates import Gate, Gates
+from understudy.runtime.cell.line import Line
 from understudy.runtime.cell.outcomes import (
     SETTLED,
     Again,
@@ -40,6 +41,8 @@ from understudy.runtime.cell.outcomes import (
 BURST = 64
 # When to try again what met a breaker that has closed since.
 SOON_SECONDS = 0.05
+# Of an actor with state, so many keys may wait for their commit beside those that are handled.
+WAITING_LINES = 256
 # The key of everything in an actor that keeps one order.
 ONE_ORDER: Hashable = ()
 
@@ -80,6 +83,7 @@ class Lanes:
         idle: called when nothing runs and nothing may begin.
         batches: handles batches; None if no handler takes any.
         declared: the breakers that handlers declare.
+        handle_line: handles what waits of a key together, in place of `handle`; must not raise.
     """
 
     def __init__(
@@ -95,9 +99,13 @@ class Lanes:
         idle: Callable[[], None] = lambda: None,
         batches: BatchHandler | None = None,
         declared: frozenset[str] = frozenset(),
+        handle_line: Callable[[Line, Deadline], Awaitable[Sequence[Outcome | Back]]] | None = None,
     ) -> None:
         self._declared = declared
         self._concurrency = concurrency
+        self._handle_line = handle_line
+        # Lines of which a handler may run.
+        self._lines = 0
         self._hang_timeout_seconds = hang_timeout_seconds
         self._handle = handle
         self._wait_seconds = wait_seconds
@@ -140,7 +148,7 @@ class Lanes:
         """Start as many workers as the concurrency says."""
         self._workers = [
             asyncio.create_task(self._work(), name=f"understudy-lane-{number}")
-            for number in range(self._concurrency)
+            for number in range(self._concurrency + (0 if self._handle_line is None else WAITING_LINES))
         ]
 
     def add(self, delivery: HeldDelivery) -> None:
@@ -280,6 +288,8 @@ class Lanes:
             if type(item) is HeldBatch:
                 await self._run_batch(item, deadline)
                 burst += len(item.members)
+            elif self._handle_line is not None:
+                burst += await self._run_line(item, deadline, self._handle_line)
             else:
                 outcome = await self._handle(item, deadline)
                 if outcome is SETTLED and self._mode is Mode.ALL and not self._shut_gates:
@@ -299,7 +309,7 @@ class Lanes:
         return self._mode is Mode.ALL and not (self._halted or self._paused)
 
     def _take(self) -> HeldDelivery | HeldBatch | None:
-        if self._halted or self._paused:
+        if self._halted or self._paused or self._lines >= self._concurrency:
             return None
         if self._mode is not Mode.ALL:
             if self._mode is Mode.NONE or self._running:
@@ -352,6 +362,57 @@ class Lanes:
         if not self._running:
             self._quiet.set()
             # A worker says that we are idle.
+            self._wake()
+
+    async def _run_line(
+        self,
+        first: HeldDelivery,
+        deadline: Deadline,
+        handle: Callable[[Line, Deadline], Awaitable[Sequence[Outcome | Back]]],
+    ) -> int:
+        """Handle what waits of a key, and return how many deliveries that were."""
+        line = Line(first, self._follow, self._leave)
+        self._lines += 1
+        outcomes = await handle(line, deadline)
+        line.leave()
+        self._running.difference_update(line.members)
+        staying: list[tuple[HeldDelivery, Outcome | Back]] = []
+        for member, outcome in zip(line.members, outcomes, strict=True):
+            if outcome is not SETTLED:
+                staying.append((member, outcome))
+            elif self._tried_again:
+                self._unblock(member)
+        if staying:
+            # The first one that stays keeps the key shut for the others.
+            self._put_behind(first.key, [other for other, _ in staying[1:]])
+            member, outcome = staying[0]
+            if not isinstance(outcome, Back):
+                self._finish(member, outcome)
+                return len(line.members)
+        gate = self._gates.left(first) if self._shut_gates else None
+        if staying:
+            self._offer(member, first=True)
+        elif first.key is not None:
+            self._next(first.key)
+        if gate is not None:
+            self._look_at(gate)
+        self._decide()
+        return len(line.members)
+
+    def _follow(self, first: HeldDelivery) -> HeldDelivery | None:
+        """Take the delivery that is next of a line's key, if nothing stands against it."""
+        behind = self._behind.get(first.key)
+        if not behind or self._stopping or self._shut_gates or not self._may_begin():
+            return None
+        if first in self._tried_again:
+            return None
+        delivery = behind.popleft()
+        self._running.add(delivery)
+        return delivery
+
+    def _leave(self) -> None:
+        self._lines -= 1
+        if self._ready and not self._waking:
             self._wake()
 
     def _finish(self, delivery: HeldDelivery, outcome: Outcome) -> None:

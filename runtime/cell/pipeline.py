@@ -23,12 +23,15 @@ from understudy.runtime.cell.ledger import Ledger
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.outcomes import SETTLED, Again, Outcome
 from understudy.runtime.cell.outputs import BatchOutputs, Cause, Outputs
+from understudy.runtime.cell.state import States
+from understudy.runtime.cell.state_pipeline import StatePipeline
 from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream import headers
 from understudy.runtime.jetstream.dead_letters import REPLAY_FOR
 from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.settlement import Settlement
 from understudy.runtime.stores.attempts import AttemptStore
+from understudy.runtime.stores.state import WHOLE_ACTOR, name_of
 from understudy.runtime.telemetry.trace import current_trace
 
 NO_HANDLER_DELAY_SECONDS = 30.0
@@ -48,6 +51,7 @@ class Pipeline:
         broker, window, settlement, attempts: the data path.
         mailbox, ledger, status: what the cell holds and says.
         breakers: the cell's.
+        states: the actor's; None if it has none.
         settled: called when the mailbox has room again.
         undecodable: called when too many deliveries in a row could not be read.
         actor_failed: called when the actor itself has failed.
@@ -55,6 +59,7 @@ class Pipeline:
 
     Attributes:
         batches: handles what goes in batches; None if no handler takes any.
+        stateful: handles what an actor with state has; None if it has none.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Pipeline:
         ledger: Ledger,
         status: Status,
         breakers: Breakers,
+        states: States | None,
         settled: Callable[[], None],
         undecodable: Callable[[str], None],
         actor_failed: Callable[[ActorFailed], Awaitable[None]],
@@ -93,8 +99,9 @@ class Pipeline:
         self._handled = 0
         self._id_prefix = f"{identity.durable}.{identity.stream_created}"
         self._source = f"{identity.app}/{identity.actor}"
-        self._ordered = spec.options.ordered
         self._key = spec.options.key_function()
+        # One state is changed by one event at a time.
+        self._one_order = spec.options.ordered or (spec.options.state is not None and self._key is None)
         self._routes: dict[str, HandlerSpec | None] = {}
         self._calls = Calls(actor, spec)
         self._run = self._calls.run
@@ -131,6 +138,27 @@ class Pipeline:
                 stop=stop,
             )
 
+        self.stateful: StatePipeline | None = None
+        if states is not None:
+            self.stateful = StatePipeline(
+                calls=self._calls,
+                failures=self._failures,
+                outputs=self._outputs,
+                open_=self._open,
+                acknowledge=self._acknowledge if self._double_ack else None,
+                handled=self._count_handled,
+                broker=broker,
+                window=window,
+                settlement=settlement,
+                mailbox=mailbox,
+                ledger=ledger,
+                status=status,
+                breakers=breakers,
+                states=states,
+                settled=settled,
+                stop=stop,
+            )
+
     def prepare(self, delivery: HeldDelivery) -> None:
         """Find the delivery's handler and, for an actor that keeps an order, its key; never raises.
 
@@ -144,8 +172,10 @@ class Pipeline:
             handler = delivery.handler = self._routes[delivery.subject]
         except KeyError:
             handler = delivery.handler = self._route(delivery.subject)
-        if self._ordered:
+        if self._one_order:
             delivery.key = ONE_ORDER
+        if self.stateful is not None and handler is not None and handler.wants_context and self._key is None:
+            delivery.state_name = WHOLE_ACTOR
         if handler is None or (self._key is None and handler.batch is None):
             return
         self._decode(delivery, handler)
@@ -156,6 +186,8 @@ class Pipeline:
             hash(key)
             # None stands for no key, so that a key of None is wrapped.
             delivery.key = (key,)
+            if self.stateful is not None and handler.wants_context:
+                delivery.state_name = name_of(key)
         except DecodeError as error:
             delivery.decode_error = error
         except Exception as error:  # noqa: BLE001, a user's key function may raise anything
@@ -164,19 +196,11 @@ class Pipeline:
     async def handle(self, delivery: HeldDelivery, deadline: Deadline) -> Outcome:
         """Handle a delivery and settle it, or say why it stays."""
         current_trace.set(delivery)
+        outcome = await self._open(delivery)
+        if outcome is not None:
+            return outcome
         handler = delivery.handler
-        if handler is None:
-            return await self._no_handler(delivery)
-        if delivery.delivery_count > 1 or delivery.attempts is not None:
-            outcome = await self._failures.look_back(delivery)
-            if outcome is not None:
-                return outcome
-        # An event whose key can't be told is decoded, and unreadable all the same.
-        if delivery.event is None and delivery.decode_error is None:
-            self._decode(delivery, handler)
-        if delivery.decode_error is not None:
-            return await self._unreadable(delivery, str(delivery.decode_error))
-        self._undecodable_in_a_row = 0
+        assert handler is not None
         outputs = context = None
         if handler.wants_context:
             outputs = self._outputs(delivery)
@@ -213,6 +237,23 @@ class Pipeline:
         self._settlement.ack(delivery.reply)
         return SETTLED
 
+    async def _open(self, delivery: HeldDelivery) -> Outcome | None:
+        """Settle a delivery that has no handler to run, or say why it stays; None if it is to be run."""
+        handler = delivery.handler
+        if handler is None:
+            return await self._no_handler(delivery)
+        if delivery.delivery_count > 1 or delivery.attempts is not None:
+            outcome = await self._failures.look_back(delivery)
+            if outcome is not None:
+                return outcome
+        # An event whose key can't be told is decoded, and unreadable all the same.
+        if delivery.event is None and delivery.decode_error is None:
+            self._decode(delivery, handler)
+        if delivery.decode_error is not None:
+            return await self._unreadable(delivery, str(delivery.decode_error))
+        self._undecodable_in_a_row = 0
+        return None
+
     def report(self) -> None:
         """Count what was handled since the last time."""
         if self._handled:
@@ -246,6 +287,9 @@ class Pipeline:
         else:
             self._settlement.ack(delivery.reply)
         return SETTLED
+
+    def _count_handled(self, count: int) -> None:
+        self._handled += count
 
     def _outputs(self, cause: Cause) -> Outputs:
         return Outputs(self._window, cause, self._id_prefix, self._source)

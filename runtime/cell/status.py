@@ -83,6 +83,10 @@ COUNTERS = (
     "published",
     "breaker_openings",
     "skipped",
+    "committed",
+    "conflicts",
+    "already_applied",
+    "published_again",
 )
 # The heartbeat is the first word; gauges and counters follow in order. New ones are only ever appended.
 _INDEX = {name: index for index, name in enumerate((*_GAUGES, *COUNTERS, "pause"), start=1)}

@@ -156,14 +156,9 @@ class PublishWindow:
         ]:
             await asyncio.wait(waiting)
 
-    def _take(self, subject: str, body: bytes, headers: Mapping[str, str] | bytes) -> _Unconfirmed:
-        """Write a message, or queue it while the window is full."""
-        wire_subject = _checked(subject)
-        if not isinstance(headers, bytes):
-            try:
-                headers = header_block(headers)
-            except EncodeError as error:
-                raise PublishError(f"{subject}: {error}", subject=subject) from error
+    def check(self, subject: str, body: bytes, headers: bytes) -> None:
+        """Raise what `publish` would, as far as it shows before anything is written."""
+        _checked(subject)
         size = len(body) + len(headers)
         if size > self._client.max_payload:
             raise PublishError(
@@ -175,6 +170,17 @@ class PublishWindow:
             raise PublishError(
                 f"{subject}: headers are over {MAX_HEADER_BYTES} bytes; shorten them", subject=subject
             )
+
+    def _take(self, subject: str, body: bytes, headers: Mapping[str, str] | bytes) -> _Unconfirmed:
+        """Write a message, or queue it while the window is full."""
+        wire_subject = _checked(subject)
+        if not isinstance(headers, bytes):
+            try:
+                headers = header_block(headers)
+            except EncodeError as error:
+                raise PublishError(f"{subject}: {error}", subject=subject) from error
+        self.check(subject, body, headers)
+        size = len(body) + len(headers)
         if self._client.is_closed:
             raise PublishError(f"{subject}: {_CLOSED}", subject=subject)
         self._number += 1

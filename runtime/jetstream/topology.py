@@ -61,6 +61,11 @@ def attempts_bucket(app: str) -> str:
     return f"{app}-attempts"
 
 
+def state_bucket(app: str) -> str:
+    """Return the name of an app's KV bucket of actors' states."""
+    return f"{app}-state"
+
+
 async def ensure_topology(client: Client, app: AppSpec, *, apply: bool, force: bool = False) -> Topology:
     """Compare an app's streams and consumers with the server's, and make and change what differs.
 
@@ -224,23 +229,25 @@ def _streams(app: AppSpec) -> Iterable[tuple[dict[str, Any], bool]]:
         },
         False,
     )
-    bucket = attempts_bucket(app.name)
+    yield _bucket(attempts_bucket(app.name), ttl_seconds=ATTEMPTS_TTL_SECONDS), False
+    if any(consumer.has_state for consumer in app.consumers):
+        yield _bucket(state_bucket(app.name), ttl_seconds=0), False
+
+
+def _bucket(name: str, *, ttl_seconds: int) -> dict[str, Any]:
     # The fields that make a stream a KV bucket: ADR-8.
-    yield (
-        {
-            "name": f"KV_{bucket}",
-            "subjects": [f"$KV.{bucket}.>"],
-            "storage": "file",
-            "retention": "limits",
-            "discard": "new",
-            "max_msgs_per_subject": 1,
-            "max_age": ATTEMPTS_TTL_SECONDS * NANOSECONDS,
-            "allow_rollup_hdrs": True,
-            "deny_delete": True,
-            "allow_direct": True,
-        },
-        False,
-    )
+    return {
+        "name": f"KV_{name}",
+        "subjects": [f"$KV.{name}.>"],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "max_age": ttl_seconds * NANOSECONDS,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "allow_direct": True,
+    }
 
 
 def _stream_config(stream: StreamSpec) -> dict[str, Any]:

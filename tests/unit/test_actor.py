@@ -13,12 +13,17 @@ from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.options import ActorOptions, make_options
 from understudy.actors.policies import Batch, CircuitBreaker, Mailbox
+from understudy.actors.state import State
 from understudy.actors.supervision import Child
 
 
 class Departed(Event, subject="flights.departed"):
     carrier: str
     delay_minutes: float
+
+
+class Tally(State):
+    count: int = 0
 
 
 def options(**given: object) -> ActorOptions:
@@ -54,11 +59,11 @@ def test_what_keeps_an_order_has_other_defaults() -> None:
 
 
 def test_state_makes_a_sole_owner_but_keeps_no_order() -> None:
-    stateful = options(state=Departed)
+    stateful = options(state=Tally)
     assert (stateful.concurrency, stateful.on_failure, stateful.is_sole_owner) == (1, "redeliver", True)
 
 
-@pytest.mark.parametrize("given", [{"key": "carrier"}, {"ordered": True}, {"state": Departed}])
+@pytest.mark.parametrize("given", [{"key": "carrier"}, {"ordered": True}, {"state": Tally}])
 def test_a_sole_owner_may_have_standbys(given: dict[str, object]) -> None:
     found = options(**given, replicas=2)
     assert (found.replicas, found.is_sole_owner) == (2, True)
@@ -90,8 +95,13 @@ def test_options_are_inherited_and_their_defaults_worked_out_anew() -> None:
         ({"concurrency": 0}, "concurrency is 0; give an integer of 1 or more"),
         ({"mailbox": 10}, "mailbox is 10; give a Mailbox"),
         ({"ordered": 1}, "ordered is 1; give a bool"),
-        ({"state": "Tally"}, "state is 'Tally'; give the class of the state"),
-        ({"state": list[int]}, "state is list[int]; give the class of the state"),
+        ({"state": "Tally"}, "state is 'Tally'; give a subclass of State"),
+        ({"state": list[int]}, "state is list[int]; give a subclass of State"),
+        (
+            {"state": Tally, "concurrency": 2},
+            "without key all events share one state and are handled one at a time, but concurrency is 2; "
+            "give a key, or remove concurrency",
+        ),
         ({"double_ack": "yes"}, "double_ack is 'yes'; give a bool"),
         ({"key": 3}, "key is 3; give an attribute's name or a callable"),
         ({"key": "a.b"}, "key is 'a.b'; give an attribute's name or a callable"),

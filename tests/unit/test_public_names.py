@@ -28,6 +28,7 @@ NAMES = {
     "Retry": "understudy.actors.outcomes",
     "RetryPolicy": "understudy.actors.policies",
     "StartContext": "understudy.actors.context",
+    "State": "understudy.actors.state",
     "Stream": "understudy.runtime.stream",
     "Supervisor": "understudy.actors.supervision",
     "UnderstudyError": "understudy.actors.errors",

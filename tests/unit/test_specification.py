@@ -13,6 +13,7 @@ from understudy.actors.actor import Actor
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.policies import Batch, CircuitBreaker, Mailbox, RetryPolicy
+from understudy.actors.state import State
 from understudy.actors.supervision import Child
 from understudy.runtime.specification import hash_specification
 
@@ -23,8 +24,10 @@ class Placed(Event, subject="orders.placed"):
     customer: str
 
 
-class Balance:
+class Balance(State):
     """Some state."""
+
+    cents: int = 0
 
 
 class Billing(Actor):

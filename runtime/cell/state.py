@@ -1,0 +1,265 @@
+"""What a cell has of its actor's states: those in use, and a bounded cache of the others.
+
+A state is stored with what makes a commit the one moment at which a delivery is handled: which sequences it
+holds, and what their handlers have published that may not be out yet.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import msgspec
+import structlog
+
+from understudy.actors.errors import StateError
+from understudy.actors.state import StateCodec
+from understudy.runtime.cell.applied import Applied, Block
+from understudy.runtime.cell.epochs import Epochs
+from understudy.runtime.stores.state import Conflict, StateStore
+
+CACHE_ENTRIES = 16_384
+CACHE_BYTES = 32 * 1024 * 1024
+# Of the stored form, whatever version the value has.
+FORMAT = 1
+# What is stored beside value, outputs and sequences: headers, lengths, creation time.
+_OVERHEAD_BYTES = 512
+# Of the parts of a message and of the message.
+_LENGTHS = 16
+_log = structlog.get_logger("understudy.state")
+
+# Subject, body and header block.
+Message = tuple[str, bytes, bytes]
+
+
+class _Record(msgspec.Struct, array_like=True, frozen=True):
+    """A state as it is stored.
+
+    Args:
+        format: of this record.
+        version: of the value's class.
+        stream_created: of which stream the sequences are.
+        applied: the sequences that the value holds, as far as they may come again.
+        unsent: by sequence, what its handler published and nobody is known to have.
+        value: the fields.
+    """
+
+    format: int
+    version: int
+    stream_created: str
+    applied: list[tuple[int, bytes]]
+    unsent: list[tuple[int, list[Message]]]
+    value: msgspec.Raw
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Record).decode
+
+
+class HeldState:
+    """One state in the cell.
+
+    Attributes:
+        name: its key's.
+        revision: of what was read or stored last.
+        value: what the next handler is given.
+        applied: the sequences that it holds.
+        unsent: by sequence, what its handler published and isn't confirmed.
+        size: bytes of the stored form, about.
+    """
+
+    __slots__ = (
+        *("_codec", "_data", "_version"),
+        *("applied", "generation", "name", "revision", "unsent", "value"),
+    )
+
+    def __init__(self, name: str, codec: StateCodec, revision: int, generation: int) -> None:
+        self.name = name
+        self.revision = revision
+        self.generation = generation
+        self.applied = Applied()
+        self.unsent: dict[int, Sequence[Message]] = {}
+        self._codec = codec
+        self._data, self.value = codec.encode(codec.type())
+        self._version = codec.version
+
+    def read(self, data: bytes, version: int) -> None:
+        """Take the value from what some version has stored.
+
+        Raises:
+            StateError: it can't be read.
+        """
+        self.value = self._codec.decode(data, version)
+        self._data, self._version = data, version
+
+    def apply(self, sequence: int, messages: Sequence[Message], max_payload: int) -> None:
+        """Take what a handler has made of the value.
+
+        Args:
+            sequence: of its delivery.
+            messages: what it has published.
+            max_payload: how many bytes the server takes.
+
+        Raises:
+            StateError: it can't be stored, or not together with that.
+        """
+        data, value = self._codec.encode(self.value)
+        size = len(data) + self.applied.size + self._unsent_bytes() + _size_of(messages) + _OVERHEAD_BYTES
+        if size > max_payload:
+            raise StateError(
+                f"the state of {self.name!r} and what is published with it take {size} bytes, the server "
+                f"takes {max_payload}; publish less at once, keep less, or raise the server's max_payload"
+            )
+        self._data, self.value = data, value
+        self._version = self._codec.version
+        self.applied.add(sequence)
+        if messages:
+            self.unsent[sequence] = messages
+
+    def undo(self) -> None:
+        """Drop what a handler has changed in the value since the last `apply`."""
+        self.value = self._codec.decode(self._data, self._version)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        return len(self._data)
+
+    def has_room(self, max_payload: int) -> bool:
+        """Return whether more deliveries may share the next commit."""
+        return 4 * (len(self._data) + self._unsent_bytes()) < max_payload
+
+    def _unsent_bytes(self) -> int:
+        return sum(map(_size_of, self.unsent.values())) if self.unsent else 0
+
+    def encode(self, stream_created: str) -> bytes:
+        """Return what is to be stored."""
+        return _encode(
+            _Record(
+                FORMAT,
+                self._version,
+                stream_created,
+                self.applied.encode(),
+                [(sequence, list(messages)) for sequence, messages in self.unsent.items()],
+                msgspec.Raw(self._data),
+            )
+        )
+
+
+def _size_of(messages: Sequence[Message]) -> int:
+    return sum(len(subject) + len(body) + len(block) + _LENGTHS for subject, body, block in messages)
+
+
+class States:
+    """The states of one cell's actor.
+
+    A state in use is in nobody else's hands; whoever doesn't give it back has it read anew.
+
+    Args:
+        store: where they are.
+        codec: of their class.
+        stream_created: of the stream whose sequences they hold.
+        floor: the consumer's ack floor.
+        is_held: whether the mailbox has a delivery of some sequence.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        codec: StateCodec,
+        *,
+        stream_created: str,
+        floor: int,
+        is_held: Callable[[int], bool],
+    ) -> None:
+        self.epochs = Epochs(floor)
+        self._store = store
+        self._codec = codec
+        self._stream_created = stream_created
+        self._is_held = is_held
+        self._cache: OrderedDict[str, HeldState] = OrderedDict()
+        self._bytes = 0
+        self._generation = 0
+        self._conflicts: set[str] = set()
+
+    async def take(self, name: str) -> HeldState:
+        """Return a state, to be used alone until it is given back or dropped.
+
+        Args:
+            name: its key's.
+
+        Raises:
+            BrokerError: it can't be read now.
+            StateError: it can't be read by this code.
+        """
+        state = self._cache.pop(name, None)
+        if state is not None:
+            self._bytes -= state.size
+            return state
+        generation = self._generation
+        stored = await self._store.load(name, from_leader=name in self._conflicts)
+        state = HeldState(name, self._codec, stored.revision, generation)
+        if stored.body is not None:
+            self._read(state, stored.body)
+        return state
+
+    def give_back(self, state: HeldState) -> None:
+        """Keep a state for the next delivery of its key; all that it holds is settled or tried again."""
+        state.applied.settled(self.epochs.now)
+        self.epochs.is_used = True
+        if state.generation != self._generation:
+            return
+        self._cache[state.name] = state
+        self._bytes += state.size
+        while len(self._cache) > CACHE_ENTRIES or self._bytes > CACHE_BYTES:
+            _, oldest = self._cache.popitem(last=False)
+            self._bytes -= oldest.size
+
+    def forget(self) -> None:
+        """Drop all, and what is in use when it is given back: another cell may change them from now on."""
+        self._generation += 1
+        self._cache.clear()
+        self._bytes = 0
+
+    async def commit(self, state: HeldState) -> None:
+        """Store a state.
+
+        Raises:
+            Conflict: another cell has changed it, or we have and don't know; it is to be dropped.
+            BrokerError: it wasn't confirmed, and is to be dropped.
+        """
+        state.applied.drop(lambda block: self._is_over(state, block), self.epochs.now)
+        if state.unsent:
+            floor = self.epochs.floor
+            state.unsent = {one: some for one, some in state.unsent.items() if one > floor}
+        body = state.encode(self._stream_created)
+        try:
+            state.revision = await self._store.commit(state.name, state.revision, body)
+        except Conflict:
+            # Which only the leader is sure to know.
+            self._conflicts.add(state.name)
+            raise
+        self._conflicts.discard(state.name)
+
+    def _is_over(self, state: HeldState, block: Block) -> bool:
+        # What was published may have been refused, and the delivery given back.
+        if block.last > self.epochs.floor and (
+            not self.epochs.is_over(block) or any(sequence in state.unsent for sequence in block)
+        ):
+            return False
+        # A copy that the server had sent before it knew of the ack may still wait here.
+        return not any(map(self._is_held, block))
+
+    def _read(self, state: HeldState, body: bytes) -> None:
+        try:
+            record = _decode(body)
+            if record.format != FORMAT:
+                raise StateError(f"its form is {record.format}, this version reads {FORMAT}")
+            state.read(bytes(record.value), record.version)
+            if record.stream_created == self._stream_created:
+                state.applied = Applied(record.applied)
+                state.unsent = {
+                    sequence: messages for sequence, messages in record.unsent if sequence in state.applied
+                }
+        except (StateError, msgspec.MsgspecError, IndexError) as error:
+            raise StateError(f"the state of {state.name!r} can't be read: {error}") from error

@@ -1,0 +1,354 @@
+"""Handles deliveries of an actor with state: run, commit, publish, ack.
+
+What waits of one key is handled together, each on what the one before it has left, and stored by one
+compare-and-set: the values, the sequences that are in them, and what the handlers have published. Only then
+that is sent, and only then are they acked. So a delivery that comes again either finds itself in the state,
+and what it has published is sent again under the same ids; or its handler runs again, as if never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import structlog
+
+from understudy.actors.errors import BrokerError, CircuitOpen, StateError
+from understudy.actors.handlers import HandlerSpec
+from understudy.runtime.breakers import Breakers
+from understudy.runtime.cell.calls import Calls
+from understudy.runtime.cell.context import CellContext
+from understudy.runtime.cell.deadline import Deadline
+from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.failures import Broker, Failures
+from understudy.runtime.cell.ledger import Ledger
+from understudy.runtime.cell.line import Line
+from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, Outcome
+from understudy.runtime.cell.outputs import Cause, Outputs
+from understudy.runtime.cell.state import HeldState, Message, States
+from understudy.runtime.cell.status import Status
+from understudy.runtime.jetstream.publish_window import PublishWindow
+from understudy.runtime.jetstream.settlement import Settlement
+from understudy.runtime.stores.state import Conflict
+from understudy.runtime.telemetry.trace import current_trace
+
+# A commit is shared by what is handled in so short a time, so that none waits long for those behind it.
+SHARE_SECONDS = 0.002
+MAX_SHARED = 256
+# What can't be read waits for another version of the code.
+UNREADABLE_SECONDS = 10.0
+
+
+class _Run:
+    """A member that needs no more of its handler.
+
+    Attributes:
+        delivery: which.
+        messages: what it has published.
+        is_applied: whether it is, or is to be, in the state.
+        is_repeated: whether an earlier commit has it.
+        problem: why something couldn't be published.
+    """
+
+    __slots__ = ("delivery", "is_applied", "is_repeated", "messages", "problem")
+
+    def __init__(
+        self,
+        delivery: HeldDelivery,
+        messages: Sequence[Message],
+        *,
+        is_applied: bool = False,
+        is_repeated: bool = False,
+    ) -> None:
+        self.delivery = delivery
+        self.messages = messages
+        self.is_applied = is_applied
+        self.is_repeated = is_repeated
+        self.problem: BaseException | None = None
+
+
+class _Failure:
+    """The member that has failed, which ends its line."""
+
+    __slots__ = ("delivery", "error", "failed_trial", "handler")
+
+    def __init__(
+        self,
+        delivery: HeldDelivery,
+        handler: HandlerSpec,
+        error: BaseException,
+        failed_trial: CircuitOpen | None,
+    ) -> None:
+        self.delivery = delivery
+        self.handler = handler
+        self.error = error
+        self.failed_trial = failed_trial
+
+
+class _Work:
+    """A line while it is handled.
+
+    Attributes:
+        line: which.
+        state: the key's, as soon as a handler may want it.
+        runs: the members whose handlers have run.
+        failure: the one whose handler has failed.
+        outcomes: of members that are decided on.
+    """
+
+    __slots__ = ("failure", "line", "outcomes", "runs", "state")
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.state: HeldState | None = None
+        self.runs: list[_Run] = []
+        self.failure: _Failure | None = None
+        self.outcomes: dict[HeldDelivery, Outcome | Back] = {}
+
+    def all_outcomes(self) -> list[Outcome | Back]:
+        """Return what becomes of each member; what nothing is known of is to be handled again."""
+        return [self.outcomes.get(member, BACK) for member in self.line.members]
+
+
+class StatePipeline:
+    """Handles one line at a time per lane; never raises.
+
+    Args:
+        calls: runs the handlers.
+        failures: settles what has failed.
+        outputs: makes the outputs of a delivery.
+        open_: settles a delivery that has no handler to run, or says that it stays; None if it is to be run.
+        acknowledge: acks and returns when that is confirmed; None if acks are fire and forget.
+        handled: called with how many were handled.
+        broker, window, settlement: the data path.
+        mailbox, ledger, status: what the cell holds and says.
+        breakers: the cell's.
+        states: the actor's.
+        settled: called when the mailbox has room again.
+        stop: has the cell stop itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        calls: Calls,
+        failures: Failures,
+        outputs: Callable[[Cause], Outputs],
+        open_: Callable[[HeldDelivery], Awaitable[Outcome | None]],
+        acknowledge: Callable[[HeldDelivery], Awaitable[None]] | None,
+        handled: Callable[[int], None],
+        broker: Broker,
+        window: PublishWindow,
+        settlement: Settlement,
+        mailbox: Mailbox,
+        ledger: Ledger,
+        status: Status,
+        breakers: Breakers,
+        states: States,
+        settled: Callable[[], None],
+        stop: Callable[[], None],
+    ) -> None:
+        self._calls = calls
+        self._failures = failures
+        self._outputs = outputs
+        self._open = open_
+        self._acknowledge = acknowledge
+        self._handled = handled
+        self._broker = broker
+        self._window = window
+        self._settlement = settlement
+        self._mailbox = mailbox
+        self._ledger = ledger
+        self._status = status
+        self._breakers = breakers
+        self._states = states
+        self._settled = settled
+        self._stop = stop
+        self._log = structlog.get_logger("understudy.actor")
+
+    async def handle(self, line: Line, deadline: Deadline) -> Sequence[Outcome | Back]:
+        """Handle a line and settle it; returns what becomes of each member."""
+        work = _Work(line)
+        await self._handle_members(work, deadline)
+        line.leave()
+        state, outcomes = work.state, work.outcomes
+        if state is not None and any(run.is_applied and not run.is_repeated for run in work.runs):
+            problem = await self._commit(state)
+            if problem is not None:
+                # The state isn't given back, so that it is read anew with the next run.
+                self._rerun(work, problem)
+                return work.all_outcomes()
+        if work.runs:
+            await self._finish(work)
+        if state is not None:
+            self._states.give_back(state)
+        failure = work.failure
+        if failure is not None and all(outcomes[run.delivery] is SETTLED for run in work.runs):
+            outcomes[failure.delivery] = await self._failures.failed(
+                failure.delivery, failure.handler, failure.error, failure.failed_trial
+            )
+            await self._failures.judge([failure.error], failure.failed_trial)
+        return work.all_outcomes()
+
+    async def _handle_members(self, work: _Work, deadline: Deadline) -> None:
+        """Run the handlers of a line, until one of its members stays or the first has waited long enough."""
+        line = work.line
+        until = time.monotonic() + SHARE_SECONDS
+        delivery: HeldDelivery | None = line.members[0]
+        while delivery is not None:
+            current_trace.set(delivery)
+            outcome = await self._open(delivery)
+            if outcome is None and delivery.state_name and work.state is None:
+                try:
+                    work.state = await self._states.take(delivery.state_name)
+                except (BrokerError, StateError) as error:
+                    outcome = self._postpone(delivery, error)
+            if outcome is None:
+                await self._run(work, delivery, deadline)
+                if work.failure is not None:
+                    return
+            else:
+                work.outcomes[delivery] = outcome
+                if outcome is not SETTLED:
+                    return
+            if time.monotonic() > until or len(line.members) >= MAX_SHARED:
+                return
+            if work.state is not None and not work.state.has_room(self._broker.max_payload):
+                return
+            delivery = line.next()
+
+    async def _run(self, work: _Work, delivery: HeldDelivery, deadline: Deadline) -> None:
+        """Run a handler, and take what it made of the state."""
+        state = work.state
+        if state is not None and delivery.sequence in state.applied:
+            self._log.info("already applied", sequence=delivery.sequence, subject=delivery.subject)
+            messages = state.unsent.get(delivery.sequence, ())
+            work.runs.append(_Run(delivery, messages, is_applied=True, is_repeated=True))
+            return
+        handler = delivery.handler
+        assert handler is not None
+        outputs = self._outputs(delivery)
+        context = None
+        if handler.wants_context:
+            value = None if state is None else state.value
+            context = CellContext(delivery, self._breakers, self._log, outputs.send, self._stop, value)
+        self._ledger.handling(delivery.slot)
+        try:
+            result = await self._calls.run(handler, delivery.event, context, deadline)
+            messages = self._encode(outputs, context, result)
+            touched = context is not None and context.touched
+            if touched:
+                assert state is not None
+                state.apply(delivery.sequence, messages, self._broker.max_payload)
+        except asyncio.CancelledError:
+            # Ours alone: every other one has been made an error.
+            raise
+        # A handler may raise anything, and that is what retries are for; one that exits is no better.
+        except BaseException as error:  # noqa: BLE001
+            if state is not None:
+                state.undo()
+            failed_trial = None if context is None else context.failed_trial
+            work.failure = _Failure(delivery, handler, error, failed_trial)
+        else:
+            work.runs.append(_Run(delivery, messages, is_applied=touched))
+        finally:
+            # From now on its process doesn't die of it.
+            self._ledger.held(delivery.slot)
+            if outputs.sent:
+                self._status.count("published", outputs.sent)
+
+    def _encode(self, outputs: Outputs, context: CellContext | None, result: object) -> Sequence[Message]:
+        collected = () if context is None else context.collected
+        if result is None and not collected:
+            return ()
+        messages = outputs.encode_all(collected, result)
+        for message in messages:
+            # What can't be sent is better found out before it is stored.
+            self._window.check(*message)
+        return messages
+
+    async def _commit(self, state: HeldState) -> BaseException | None:
+        try:
+            await self._states.commit(state)
+        except (Conflict, BrokerError) as problem:
+            return problem
+        self._status.count("committed")
+        return None
+
+    def _rerun(self, work: _Work, problem: BaseException) -> None:
+        """Have everything handled again that isn't stored."""
+        for member in work.line.members:
+            # A handler may have changed it.
+            member.event = None
+        if isinstance(problem, Conflict):
+            self._status.count("conflicts")
+            self._log.info("state was changed by another", error=str(problem))
+        else:
+            first = work.runs[0].delivery
+            work.outcomes[first] = self._postpone(first, problem)
+
+    async def _finish(self, work: _Work) -> None:
+        """Send what was published, and ack."""
+        runs, state = work.runs, work.state
+        if any(run.messages for run in runs):
+            await self._send(runs)
+        done = []
+        for run in runs:
+            delivery = run.delivery
+            if run.problem is None:
+                work.outcomes[delivery] = SETTLED
+                done.append(delivery)
+                if run.is_applied and run.messages and state is not None:
+                    state.unsent.pop(delivery.sequence, None)
+            else:
+                assert delivery.handler is not None
+                current_trace.set(delivery)
+                work.outcomes[delivery] = await self._failures.failed(
+                    delivery, delivery.handler, run.problem, None
+                )
+        self._status.count("already_applied", sum(run.is_repeated for run in runs))
+        await self._ack(done)
+        problems = [run.problem for run in runs if run.problem is not None]
+        if problems:
+            await self._failures.judge(problems, None, partly=bool(done))
+
+    async def _send(self, runs: list[_Run]) -> None:
+        confirmed: list[tuple[_Run, asyncio.Future[Any]]] = []
+        for run in runs:
+            try:
+                for message in run.messages:
+                    future = await self._window.enqueue(*message)
+                    confirmed.append((run, future))
+            except BrokerError as error:
+                run.problem = error
+        sent = repeated = 0
+        answers = await asyncio.gather(*(future for _, future in confirmed), return_exceptions=True)
+        for (run, _), answer in zip(confirmed, answers, strict=True):
+            if isinstance(answer, BaseException):
+                run.problem = run.problem or answer
+            else:
+                sent += 1
+                repeated += run.is_repeated
+        self._status.count("published", sent)
+        self._status.count("published_again", repeated)
+
+    async def _ack(self, deliveries: list[HeldDelivery]) -> None:
+        if self._acknowledge is not None:
+            await asyncio.gather(*map(self._acknowledge, deliveries))
+        for delivery in deliveries:
+            self._mailbox.done(delivery)
+        self._handled(len(deliveries))
+        # Last, since it says that there is room again.
+        if self._acknowledge is not None:
+            self._settled()
+        else:
+            self._settlement.ack_all([delivery.reply for delivery in deliveries])
+
+    def _postpone(self, delivery: HeldDelivery, error: BaseException) -> Again:
+        if isinstance(error, BrokerError):
+            return self._failures.postpone(delivery, error)
+        self._log.error("state can't be read", error=str(error), sequence=delivery.sequence)
+        return Again(UNREADABLE_SECONDS)
