@@ -44,13 +44,18 @@ async def test_what_was_recorded_is_read_by_the_next_generation(client: Client) 
     assert await store.read(7) == Attempts(failed=3)
 
 
-async def test_many_records_are_read_and_written_at_once(client: Client) -> None:
+@pytest.mark.parametrize("allow_direct", [True, False])
+async def test_many_records_are_read_and_written_at_once(client: Client, allow_direct: bool) -> None:
     """Each is that of its delivery; most deliveries have none."""
+    js = client.jetstream()
+    config = (await js.stream_info("KV_shop-attempts")).config
+    await js.update_stream(config.evolve(allow_direct=allow_direct))
     store = await store_of(client)
     records = {sequence: Attempts(failed=sequence) for sequence in range(1, 300, 3)}
     await store.write_all(records)
     assert await store.read_all(range(1, 300)) == [records.get(sequence, NONE) for sequence in range(1, 300)]
     assert await store.read_all([]) == []
+    assert await store.read_all(range(300, 303)) == [NONE] * 3
 
 
 async def test_another_durable_and_a_recreated_stream_begin_anew(client: Client) -> None:
