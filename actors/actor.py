@@ -48,16 +48,17 @@ class Actor:
     `concurrency` (1; 16 with `key`: handlers of one instance that may run at once and then share `self`),
     `ordered` (False: one event at a time in stream order), `state` (a subclass of State: `ctx.state` is that
     of the event's key, or without `key` the actor's; it makes one cell the sole owner of the durable, as
-    `key` and `ordered` do), `replicas` (1: cells of this actor; they share
-    its events, but of a sole owner's all but one are hot standbys), `retry`, `restart` ("permanent";
-    "transient" is not started again once it has called `ctx.stop()`, "temporary" never), `restart_on`
-    (exception types that mean the actor itself is broken: the attempt fails as any other, and then the cell
-    is restarted, which counts; none), `max_consecutive_failures` (None; so many failed handler runs in a row
-    do the same), `handler_timeout_seconds` (30), `hang_timeout_seconds` (8, below two thirds of
-    `ack_wait_seconds`), `start_timeout_seconds` (30), `ack_wait_seconds` (15), `on_failure` ("redeliver";
-    "block" with `key` or `ordered`), `double_ack` (False; True: a delivery is done when the server has
-    confirmed its ack, which JetStream calls AckSync), `breakers`, `durable`, `stream`, and `start` ("all";
-    "new" skips what is older than the durable).
+    `key` and `ordered` do), `idempotency` (None; with it events that were handled are skipped when they come
+    again), `replicas` (1: cells of this actor; they share its events, but of a sole owner's all but one are
+    hot standbys), `retry`, `restart` ("permanent"; "transient" is not started again once it has called
+    `ctx.stop()`, "temporary" never), `restart_on` (exception types that mean the actor itself is broken: the
+    attempt fails as any other, and then the cell is restarted, which counts; none),
+    `max_consecutive_failures` (None; so many failed handler runs in a row do the same),
+    `handler_timeout_seconds` (30), `hang_timeout_seconds` (8, below two thirds of `ack_wait_seconds`),
+    `start_timeout_seconds` (30), `ack_wait_seconds` (15), `on_failure` ("redeliver"; "block" with `key` or
+    `ordered`), `double_ack` (False; True: a delivery is done when the server has confirmed its ack, which
+    JetStream calls AckSync), `breakers`, `durable`, `stream`, and `start` ("all"; "new" skips what is older
+    than the durable).
     """
 
     __understudy__: ClassVar[ActorSpec]
@@ -103,8 +104,8 @@ class Actor:
 def check_handlers(spec: ActorSpec, where: str) -> None:
     """Raises DeclarationError if a handler and the options don't go together.
 
-    A key given by name must be on every event of known type; a batch must fit into the mailbox, and has no
-    state.
+    A key given by name, that of the idempotency included, must be on every event of known type; a batch must
+    fit into the mailbox, and has no state.
     """
     capacity = spec.options.mailbox.capacity
     for handler in spec.handlers:
@@ -118,23 +119,24 @@ def check_handlers(spec: ActorSpec, where: str) -> None:
                 f"{where}: {handler.method} takes batches of {handler.batch.size}, but the mailbox holds "
                 f"{capacity}; lower the batch's size or raise mailbox=Mailbox(capacity=…)"
             )
-    _check_key(spec, where)
+    _check_key(spec, spec.options.key, "key", where)
+    if spec.options.idempotency is not None:
+        _check_key(spec, spec.options.idempotency.key, "the idempotency's key", where)
 
 
-def _check_key(spec: ActorSpec, where: str) -> None:
-    key = spec.options.key
+def _check_key(spec: ActorSpec, key: object, name: str, where: str) -> None:
     if not isinstance(key, str):
         return
     for handler in spec.handlers:
         if handler.raw:
             raise DeclarationError(
-                f"{where}: {handler.method} takes bytes, which have no {key!r}; give key a callable"
+                f"{where}: {handler.method} takes bytes, which have no {key!r}; give {name} a callable"
             )
         fields = _fields_of(handler.type)
         if fields is not None and key not in fields and not hasattr(handler.type, key):
-            name = getattr(handler.type, "__qualname__", str(handler.type))
+            event = getattr(handler.type, "__qualname__", str(handler.type))
             raise DeclarationError(
-                f"{where}: key is {key!r}, but {name}, which {handler.method} takes, has no such field"
+                f"{where}: {name} is {key!r}, but {event}, which {handler.method} takes, has no such field"
                 f"{nearest(key, fields)}"
             )
 

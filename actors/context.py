@@ -36,6 +36,14 @@ class Delivery(Protocol):
         """Its headers as published."""
 
     @property
+    def idempotency_key(self) -> str:
+        """By what a repeat of the event is known, here and to services that take such a key.
+
+        The actor's own (`Idempotency`), else the id that the event was published with, else its place in the
+        stream. It is the same on every run, on every cell, and on the replay of a dead letter.
+        """
+
+    @property
     def trace_id(self) -> str:
         """The W3C trace id: the publisher's, or made on receipt."""
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from understudy.actors.errors import DeclarationError, DecodeError
+from understudy.actors.idempotency import Idempotency
 from understudy.actors.names import check_choice, check_integer, check_name, check_seconds, nearest
 from understudy.actors.outcomes import Reject, Retry
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
@@ -25,6 +26,7 @@ class OptionKeywords(TypedDict, total=False):
     concurrency: int
     ordered: bool
     state: type[State] | None
+    idempotency: Idempotency | None
     replicas: int
     retry: RetryPolicy
     restart: RestartType
@@ -55,6 +57,7 @@ class ActorOptions:
     concurrency: int = 1
     ordered: bool = False
     state: type[State] | None = None
+    idempotency: Idempotency | None = None
     replicas: int = 1
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
     restart: RestartType = "permanent"
@@ -129,6 +132,7 @@ def make_options(given: Mapping[str, object], where: str) -> ActorOptions:
     # What the checks below make sure of, mypy can't see.
     options = ActorOptions(**values, where=where, given=dict(given))  # type: ignore[arg-type]
     _check_values(options, where)
+    _check_idempotency(options, where)
     _check_together(options, where)
     return options
 
@@ -176,6 +180,21 @@ def _check_values(options: ActorOptions, where: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise DeclarationError(f"{where}: two breakers are called {name!r}; rename one")
+
+
+def _check_idempotency(options: ActorOptions, where: str) -> None:
+    idempotency: object = options.idempotency
+    if idempotency is None:
+        return
+    if not isinstance(idempotency, Idempotency):
+        raise DeclarationError(
+            f"{where}: idempotency is {idempotency!r}; give an Idempotency(window_seconds=…)"
+        )
+    if options.state is not None:
+        raise DeclarationError(
+            f"{where}: state and idempotency exclude each other for now: what is redelivered the state knows "
+            f"itself; of what is published twice, keep the ids in the state"
+        )
 
 
 def _check_together(options: ActorOptions, where: str) -> None:

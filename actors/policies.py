@@ -8,7 +8,9 @@ from understudy.actors.errors import DeclarationError
 from understudy.actors.names import check_integer, check_name, check_seconds, nearest
 
 
-class _PolicyMeta(msgspec.StructMeta):
+class PolicyMeta(msgspec.StructMeta):
+    """Of the structs that a user writes in declarations."""
+
     # Hidden from type checkers, which know the signature from the fields.
     if not TYPE_CHECKING:
 
@@ -27,7 +29,7 @@ class _PolicyMeta(msgspec.StructMeta):
                 raise DeclarationError(f"{cls.__name__}: {error}; give its options as {options}") from error
 
 
-class Mailbox(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
+class Mailbox(msgspec.Struct, metaclass=PolicyMeta, frozen=True, kw_only=True):
     """How much a cell may hold; what doesn't fit stays in the stream.
 
     Held deliveries and outstanding demand together never exceed `capacity`, nor their bodies `max_bytes`
@@ -42,7 +44,7 @@ class Mailbox(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
         check_integer(self.max_bytes, "Mailbox: max_bytes", minimum=1)
 
 
-class Batch(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
+class Batch(msgspec.Struct, metaclass=PolicyMeta, frozen=True, kw_only=True):
     """How many events a batch handler takes at once: `@handles(batch=Batch(size=100))`.
 
     It is handed `size` events, or fewer when `timeout_seconds` have passed since the first of them began to
@@ -58,7 +60,7 @@ class Batch(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
         check_seconds(self.timeout_seconds, "Batch: timeout_seconds", zero=True)
 
 
-class RetryPolicy(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=True):
+class RetryPolicy(msgspec.Struct, metaclass=PolicyMeta, frozen=True, kw_only=True):
     """How often and how soon a failed event is tried again before it becomes a dead letter.
 
     `max_attempts` counts handler runs that failed; `max_crashes` counts processes that died over the event.
@@ -91,7 +93,7 @@ class RetryPolicy(msgspec.Struct, metaclass=_PolicyMeta, frozen=True, kw_only=Tr
         return min(self.max_delay_seconds, self.min_delay_seconds * 2.0 ** min(attempt - 1, 1000)) * random
 
 
-class _Named(msgspec.Struct, metaclass=_PolicyMeta, frozen=True):
+class _Named(msgspec.Struct, metaclass=PolicyMeta, frozen=True):
     # A base of its own since the name may be given by position and all else only by keyword.
     name: str
 

@@ -126,6 +126,7 @@ class App:
             cells=options.replicas,
             actor=spec.name,
             sole_owner=options.is_sole_owner,
+            has_marks=options.idempotency is not None and options.idempotency.store == "kv",
             specification=hash_specification(spec, stream),
             has_state=options.state is not None,
         )

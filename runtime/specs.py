@@ -29,8 +29,8 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
 class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An actor's durable consumer; `capacity` is that of one of its `cells`.
 
-    `sole_owner` says that one cell alone is active, over all nodes; `has_state` that the app needs a bucket
-    for it; `specification` is a hash of all that the user has declared of the actor.
+    `sole_owner` says that one cell alone is active, over all nodes; `has_state` and `has_marks` that the app
+    needs a bucket for it; `specification` is a hash of all that the user has declared of the actor.
     """
 
     durable: str
@@ -42,6 +42,7 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     cells: int
     actor: str
     sole_owner: bool
+    has_marks: bool = False
     specification: str
     has_state: bool = False
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from understudy.actors.errors import CircuitOpen, UnderstudyError
     from understudy.actors.event import Event
     from understudy.actors.handlers import handles
+    from understudy.actors.idempotency import Idempotency
     from understudy.actors.outcomes import Reject, Retry
     from understudy.actors.policies import Batch, CircuitBreaker, Mailbox, RetryPolicy
     from understudy.actors.state import State
@@ -31,6 +32,7 @@ __all__ = [
     "CircuitOpen",
     "Context",
     "Event",
+    "Idempotency",
     "Mailbox",
     "Publisher",
     "Reject",
@@ -56,6 +58,7 @@ _MODULES = {
     "CircuitOpen": "understudy.actors.errors",
     "Context": "understudy.actors.context",
     "Event": "understudy.actors.event",
+    "Idempotency": "understudy.actors.idempotency",
     "Mailbox": "understudy.actors.policies",
     "Publisher": "understudy.runtime.jetstream.publisher",
     "Reject": "understudy.actors.outcomes",

@@ -20,6 +20,7 @@ from understudy.runtime.cell.context import CellBatchContext
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.failures import Failures, error_text, held_by, is_expected
+from understudy.runtime.cell.idempotency import Marks
 from understudy.runtime.cell.ledger import Ledger
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, BatchOutcome, Outcome
@@ -38,6 +39,7 @@ class BatchPipeline:
         outputs: returns what publishes for a batch's members.
         settlement: writes the acks.
         acknowledge: acks and returns when the server has confirmed it, where that is asked for.
+        marks: knows what was handled before, where that is asked for.
         mailbox, ledger, status: what the cell holds and says.
         breakers: the cell's.
         settled: called when the mailbox has room again.
@@ -54,6 +56,7 @@ class BatchPipeline:
         outputs: Callable[[Sequence[HeldDelivery]], BatchOutputs],
         settlement: Settlement,
         acknowledge: Callable[[HeldDelivery], Awaitable[None]] | None,
+        marks: Marks | None,
         mailbox: Mailbox,
         ledger: Ledger,
         status: Status,
@@ -69,6 +72,7 @@ class BatchPipeline:
         self._outputs = outputs
         self._settlement = settlement
         self._acknowledge = acknowledge
+        self._marks = marks
         self._mailbox = mailbox
         self._ledger = ledger
         self._status = status
@@ -84,6 +88,11 @@ class BatchPipeline:
 
     async def handle(self, batch: HeldBatch, deadline: Deadline) -> BatchOutcome:
         """Handle a batch and settle its members, or say which of them stay."""
+        if self._marks is None:
+            return await self._handle(batch, deadline)
+        return await self._marks.handle_batch(batch, lambda chosen: self._handle(chosen, deadline))
+
+    async def _handle(self, batch: HeldBatch, deadline: Deadline) -> BatchOutcome:
         # What is logged here is about many deliveries; the worker's last one isn't among them.
         current_trace.set(None)
         try:
@@ -220,6 +229,8 @@ class BatchPipeline:
         return _of_all(outcomes)
 
     async def _ack(self, members: Sequence[HeldDelivery]) -> None:
+        if self._marks is not None:
+            members = await self._marks.mark_all(members)
         if self._acknowledge is not None:
             await asyncio.gather(*map(self._acknowledge, members))
         done = self._mailbox.done

@@ -36,6 +36,7 @@ from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.changes import NANOSECONDS
 from understudy.runtime.jetstream.connection import Connection
+from understudy.runtime.jetstream.last_messages import LastMessages
 from understudy.runtime.jetstream.pinning import Pin, misfit, pinned_id, unpin
 from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.settlement import (
@@ -45,8 +46,9 @@ from understudy.runtime.jetstream.settlement import (
     parse_ack_subject,
 )
 from understudy.runtime.jetstream.subscription import PullSubscription
-from understudy.runtime.jetstream.topology import attempts_bucket, state_bucket
+from understudy.runtime.jetstream.topology import attempts_bucket, marks_bucket, state_bucket
 from understudy.runtime.stores.attempts import AttemptStore
+from understudy.runtime.stores.idempotency import KvMarks
 from understudy.runtime.stores.state import StateStore
 
 # How long a drain goes on handling what is held before it gives the rest back.
@@ -104,6 +106,7 @@ class Cell:
         # Why it isn't up, each empty if that is no reason.
         self._halted = ""
         self._open_breaker = ""
+        self._marks_away = ""
         self._resting = False
         self._blocked = self._gated = 0
         self._is_clogged = False
@@ -312,12 +315,14 @@ class Cell:
             window=window,
             settlement=self._settlement,
             attempts=attempts,
+            mark_store=await self._open_marks(client, window),
             mailbox=self._mailbox,
             ledger=self._ledger,
             status=self._status,
             breakers=self._breakers,
             states=states,
             settled=self._burst_ended,
+            marks_away=self._on_marks_away,
             undecodable=self._halt,
             actor_failed=self._actor_failed,
             stop=self._stop_itself,
@@ -360,6 +365,22 @@ class Cell:
         )
         self._background.append(asyncio.create_task(ending, name="understudy-epochs"))
         return self._states
+
+    async def _open_marks(self, client: Connection, window: PublishWindow) -> KvMarks | None:
+        idempotency = self._options.idempotency
+        if idempotency is None or idempotency.store != "kv":
+            return None
+        bucket = marks_bucket(self._start.run.app)
+        lookups = LastMessages(client, f"KV_{bucket}")
+        await lookups.open()
+        return await KvMarks.open(
+            client,
+            lookups,
+            window,
+            bucket=bucket,
+            durable=self._start.spec.durable,
+            window_seconds=idempotency.window_seconds,
+        )
 
     async def _start_actor(self) -> Any:
         actor = self._child.make()
@@ -419,7 +440,9 @@ class Cell:
                 await self._lanes.quiet()
         await self._lanes.stop()
         self._pipeline.close()
-        held = sorted(self._mailbox, key=lambda delivery: delivery.sequence)
+        # Whoever was given what is handled would handle it again; the next start takes it over, and marks it.
+        held = [delivery for delivery in self._mailbox if not delivery.is_handled]
+        held.sort(key=lambda delivery: delivery.sequence)
         if await self._settlement.nak_in_order([delivery.reply for delivery in held]):
             for delivery in held:
                 self._mailbox.release(delivery)
@@ -487,6 +510,7 @@ class Cell:
             delivery_count,
             self._ledger.hold(sequence, delivery_count, now),
             now,
+            self._file.identity.stream_created,
         )
         self._mailbox.add(delivery)
         self._pipeline.prepare(delivery)
@@ -594,6 +618,10 @@ class Cell:
             _log.info("resumed")
         self._show_state()
 
+    def _on_marks_away(self, problem: str) -> None:
+        self._marks_away = problem
+        self._show_state()
+
     def _on_blocked(self, waiting: int) -> None:
         self._blocked = waiting
         self._look_at_waiting()
@@ -642,25 +670,33 @@ class Cell:
             )
         elif self._ownership is not None and self._ownership.other:
             self._status.state(CellState.STANDBY, "another cell is active")
-        elif self._open_breaker:
-            self._status.state(CellState.PAUSED, f"circuit breaker {self._open_breaker} is open")
-        elif self._is_clogged:
-            reasons = []
-            if self._blocked:
-                reasons.append(
-                    f"{self._blocked} deliveries wait behind failed ones that are tried again in place"
-                )
-            if self._gated:
-                reasons.append(f"{self._gated} deliveries wait for an open circuit breaker")
-            self._status.state(CellState.PAUSED, ", ".join(reasons))
+        elif reason := self._pause_reason():
+            self._status.state(CellState.PAUSED, reason)
         else:
             self._status.state(CellState.UP)
         if not self._prepared:
             return
-        if self._halted or self._resting or self._is_clogged or self._paused:
+        if self._halted or self._resting or self._is_clogged or self._paused or self._marks_away:
             self._subscription.pause()
         else:
             self._subscription.resume()
+
+    def _pause_reason(self) -> str:
+        """Return what the cell waits for before it goes on by itself, empty if for nothing."""
+        if self._open_breaker:
+            return f"circuit breaker {self._open_breaker} is open"
+        if self._marks_away:
+            return f"the idempotency marks are away: {self._marks_away}"
+        if not self._is_clogged:
+            return ""
+        reasons = []
+        if self._blocked:
+            reasons.append(
+                f"{self._blocked} deliveries wait behind failed ones that are tried again in place"
+            )
+        if self._gated:
+            reasons.append(f"{self._gated} deliveries wait for an open circuit breaker")
+        return ", ".join(reasons)
 
     async def _watch(self) -> None:
         while True:
@@ -685,6 +721,7 @@ class Cell:
         return (
             self._draining
             or bool(self._halted or self._open_breaker or self._is_clogged or self._paused)
+            or bool(self._marks_away)
             or self._client is None
             or not self._client.is_connected
             or bool(self._ownership is not None and self._ownership.other)

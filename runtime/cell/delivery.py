@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Hashable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -11,12 +12,32 @@ import msgspec
 from understudy.actors.codec import MSGPACK
 from understudy.actors.errors import DecodeError
 from understudy.actors.handlers import HandlerSpec
+from understudy.runtime.cell.outcomes import Again
 from understudy.runtime.jetstream import headers
+from understudy.runtime.jetstream.event_id import event_id
 from understudy.runtime.jetstream.settlement import parse_ack_subject
 from understudy.runtime.stores.attempts import Attempts
 from understudy.runtime.telemetry.trace import TraceContext, parse_traceparent
 
 _MSGPACK_LINE = f"\r\nContent-Type: {MSGPACK}\r\n".encode()
+
+
+class DeliveryMark(msgspec.Struct, eq=False):
+    """The mark of a delivery's event.
+
+    Args:
+        key: the event's.
+        name: the mark's.
+        answer: of the latest look-up, None if there was none.
+        asked_at: when that was, by the event loop's clock.
+        again: when the mark is to be tried again; None if it is made, or nobody has tried.
+    """
+
+    key: str
+    name: str
+    answer: asyncio.Future[bytes] | None = None
+    asked_at: float = 0.0
+    again: Again | None = None
 
 
 class HeldDelivery(msgspec.Struct, eq=False):
@@ -32,10 +53,13 @@ class HeldDelivery(msgspec.Struct, eq=False):
         delivery_count: how often the server has delivered it.
         slot: its place in the ledger.
         extended_at: when its `ack_wait` began, in seconds of CLOCK_BOOTTIME.
+        stream_created: when its stream was made, as the server says it.
         stored_at: when the stream stored it, in nanoseconds since 1970; 0 if the reply subject says so.
         attempts: what is recorded of earlier runs, None if nobody has looked yet.
         handler, key, event, decode_error: what the pipeline has found out.
         state_name: of its key's state, empty if its handler has none.
+        mark: of an idempotent actor's, what is known of its mark.
+        is_handled: whether it needs no run any more, but the mark that says so.
     """
 
     stream: str
@@ -47,6 +71,7 @@ class HeldDelivery(msgspec.Struct, eq=False):
     delivery_count: int
     slot: int
     extended_at: float
+    stream_created: str = ""
     stored_at: int = 0
     attempts: Attempts | None = None
     handler: HandlerSpec | None = None
@@ -54,6 +79,8 @@ class HeldDelivery(msgspec.Struct, eq=False):
     event: Any = None
     decode_error: DecodeError | None = None
     state_name: str = ""
+    mark: DeliveryMark | None = None
+    is_handled: bool = False
     _headers: Mapping[str, str] | None = None
     _trace: TraceContext | None = None
 
@@ -63,6 +90,16 @@ class HeldDelivery(msgspec.Struct, eq=False):
         if self._headers is None:
             self._headers = headers.parse(self.header_block)
         return self._headers
+
+    @property
+    def idempotency_key(self) -> str:
+        """By what a repeat of its event is known: the actor's own key, or the event's id."""
+        if self.mark is not None:
+            return self.mark.key
+        block = self.header_block
+        return event_id(
+            lambda name: headers.find(block, name.encode()), self.stream, self.stream_created, self.sequence
+        )
 
     @property
     def content_type(self) -> str | None:

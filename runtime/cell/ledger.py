@@ -26,10 +26,11 @@ class SlotState(enum.IntEnum):
     HELD = 1
     HANDLING = 2
     DONE = 3
+    HANDLED = 4
 
 
 # Plain integers: an enum's member costs a look-up, three times per delivery.
-_FREE, _HELD, _HANDLING, _DONE = map(int, SlotState)
+_FREE, _HELD, _HANDLING, _DONE, _HANDLED = map(int, SlotState)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -39,7 +40,7 @@ class Entry(msgspec.Struct, frozen=True):
         sequence: the stream sequence.
         delivery_count: how often the server had delivered it.
         extended_at: when it was received or last extended, in seconds of CLOCK_BOOTTIME.
-        state: held, handling or done.
+        state: held, handling, handled or done.
     """
 
     sequence: int
@@ -82,6 +83,10 @@ class Ledger:
     def handling(self, slot: int) -> None:
         """Note that the handler runs; who dies now makes this delivery a suspect."""
         self._buffer[slot + _STATE_BYTE] = _HANDLING
+
+    def handled(self, slot: int) -> None:
+        """Note that the delivery is handled, and needs its mark as such and its ack."""
+        self._buffer[slot + _STATE_BYTE] = _HANDLED
 
     def done(self, slot: int) -> None:
         """Note that the delivery needs nothing more than its ack, and let the slot be used again."""
@@ -126,7 +131,7 @@ def read_entries(data: bytes, offset: int, slot_count: int) -> list[Entry]:
     entries = []
     for slot in range(offset, offset + slot_count * SLOT_SIZE, SLOT_SIZE):
         state = data[slot + _STATE_BYTE]
-        if state in (SlotState.HELD, SlotState.HANDLING, SlotState.DONE):
+        if state in (SlotState.HELD, SlotState.HANDLING, SlotState.HANDLED, SlotState.DONE):
             sequence, extended_at, delivery_count = _SLOT_FIELDS.unpack_from(data, slot)
             entries.append(Entry(sequence, delivery_count, extended_at, SlotState(state)))
     entries.sort(key=lambda entry: entry.sequence)

@@ -57,6 +57,10 @@ class Mailbox:
         """Return whether a delivery was taken over and is done, so that it isn't to be handled again."""
         return sequence in self._taken_over and sequence not in self._held
 
+    def is_taken_over(self, sequence: int) -> bool:
+        """Return whether a delivery was a dead cell's."""
+        return sequence in self._taken_over
+
     def fill(self, delivery: HeldDelivery, stored: StoredMessage) -> None:
         """Give a delivery that was taken over its subject, body and headers."""
         delivery.subject = stored.subject

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 
@@ -18,10 +19,11 @@ from understudy.runtime.cell.context import CellContext
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.failures import ActorFailed, Broker, Failures, error_text
+from understudy.runtime.cell.idempotency import Marks
 from understudy.runtime.cell.lanes import ONE_ORDER
 from understudy.runtime.cell.ledger import Ledger
 from understudy.runtime.cell.mailbox import Mailbox
-from understudy.runtime.cell.outcomes import SETTLED, Again, Outcome
+from understudy.runtime.cell.outcomes import SETTLED, Again, Finishing, Outcome
 from understudy.runtime.cell.outputs import BatchOutputs, Cause, Outputs
 from understudy.runtime.cell.state import States
 from understudy.runtime.cell.state_pipeline import StatePipeline
@@ -31,6 +33,7 @@ from understudy.runtime.jetstream.dead_letters import REPLAY_FOR
 from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.settlement import Settlement
 from understudy.runtime.stores.attempts import AttemptStore
+from understudy.runtime.stores.idempotency import KvMarks
 from understudy.runtime.stores.state import WHOLE_ACTOR, name_of
 from understudy.runtime.telemetry.trace import current_trace
 
@@ -49,15 +52,18 @@ class Pipeline:
         spec: its declaration, options overridden.
         identity: whose deliveries these are.
         broker, window, settlement, attempts: the data path.
+        mark_store: where the actor's idempotency has its marks, if it has any on the server.
         mailbox, ledger, status: what the cell holds and says.
         breakers: the cell's.
         states: the actor's; None if it has none.
         settled: called when the mailbox has room again.
+        marks_away: as of `Marks`.
         undecodable: called when too many deliveries in a row could not be read.
         actor_failed: called when the actor itself has failed.
         stop: has the cell stop itself.
 
     Attributes:
+        handle: handles a delivery and settles it, or says why it stays; never raises.
         batches: handles what goes in batches; None if no handler takes any.
         stateful: handles what an actor with state has; None if it has none.
     """
@@ -72,12 +78,14 @@ class Pipeline:
         window: PublishWindow,
         settlement: Settlement,
         attempts: AttemptStore,
+        mark_store: KvMarks | None,
         mailbox: Mailbox,
         ledger: Ledger,
         status: Status,
         breakers: Breakers,
         states: States | None,
         settled: Callable[[], None],
+        marks_away: Callable[[str], None],
         undecodable: Callable[[str], None],
         actor_failed: Callable[[ActorFailed], Awaitable[None]],
         stop: Callable[[], None],
@@ -120,6 +128,23 @@ class Pipeline:
         )
         self._log = structlog.get_logger("understudy.actor")
         self._warned_subjects: set[str] = set()
+        self._marks: Marks | None = None
+        if spec.options.idempotency is not None:
+            self._marks = Marks(
+                policy=spec.options.idempotency,
+                store=mark_store,
+                identity=identity,
+                mailbox=mailbox,
+                ledger=ledger,
+                status=status,
+                acknowledge=self._acknowledge if self._double_ack else None,
+                settle=self._let_go_handled,
+                skip=self._let_go_duplicate,
+                away_changed=marks_away,
+            )
+        self.handle = self._handle if self._marks is None else self._handle_once
+        self._settles_later = self._double_ack or self._marks is not None
+        self._decodes_first = self._key is not None or (self._marks is not None and self._marks.needs_event)
         self.batches: BatchPipeline | None = None
         if any(handler.batch is not None for handler in spec.handlers):
             self.batches = BatchPipeline(
@@ -128,6 +153,7 @@ class Pipeline:
                 outputs=lambda members: BatchOutputs(window, members, self._outputs),
                 settlement=settlement,
                 acknowledge=self._acknowledge if self._double_ack else None,
+                marks=self._marks,
                 mailbox=mailbox,
                 ledger=ledger,
                 status=status,
@@ -160,7 +186,7 @@ class Pipeline:
             )
 
     def prepare(self, delivery: HeldDelivery) -> None:
-        """Find the delivery's handler and, for an actor that keeps an order, its key; never raises.
+        """Find the delivery's handler and, where the actor has such, its key and its mark; never raises.
 
         What goes into a batch is decoded here: it has to be readable. A dead letter that is replayed for
         another actor gets neither.
@@ -176,13 +202,18 @@ class Pipeline:
             delivery.key = ONE_ORDER
         if self.stateful is not None and handler is not None and handler.wants_context and self._key is None:
             delivery.state_name = WHOLE_ACTOR
-        if handler is None or (self._key is None and handler.batch is None):
+        if handler is None:
             return
-        self._decode(delivery, handler)
-        if self._key is None or delivery.decode_error is not None:
-            return
+        if self._decodes_first or handler.batch is not None:
+            self._decode(delivery, handler)
+            if self._key is not None and delivery.decode_error is None:
+                self._find_key(delivery, handler, self._key)
+        if self._marks is not None:
+            self._marks.prepare(delivery)
+
+    def _find_key(self, delivery: HeldDelivery, handler: HandlerSpec, find: Callable[[Any], object]) -> None:
         try:
-            key = self._key(delivery.event)
+            key = find(delivery.event)
             hash(key)
             # None stands for no key, so that a key of None is wrapped.
             delivery.key = (key,)
@@ -193,7 +224,7 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001, a user's key function may raise anything
             delivery.decode_error = DecodeError(f"the key can't be computed: {error_text(error)}")
 
-    async def handle(self, delivery: HeldDelivery, deadline: Deadline) -> Outcome:
+    async def _handle(self, delivery: HeldDelivery, deadline: Deadline) -> Outcome | Finishing:
         """Handle a delivery and settle it, or say why it stays."""
         current_trace.set(delivery)
         outcome = await self._open(delivery)
@@ -224,13 +255,8 @@ class Pipeline:
         finally:
             if outputs is not None and outputs.sent:
                 self._status.count("published", outputs.sent)
-        if self._double_ack:
-            await self._acknowledge(delivery)
-            self._handled += 1
-            self._mailbox.done(delivery)
-            # The settlement says itself when it has written acks, but not of a confirmed one.
-            self._settled()
-            return SETTLED
+        if self._settles_later:
+            return await self._settle_later(delivery)
         self._handled += 1
         self._mailbox.done(delivery)
         # Last, since it may say at once that there is room again.
@@ -253,6 +279,31 @@ class Pipeline:
             return await self._unreadable(delivery, str(delivery.decode_error))
         self._undecodable_in_a_row = 0
         return None
+
+    async def _handle_once(self, delivery: HeldDelivery, deadline: Deadline) -> Outcome | Finishing:
+        """Handle a delivery unless an event of its key was handled before, and settle it."""
+        marks = self._marks
+        # Without a mark it is unreadable, or nobody's.
+        if marks is None or delivery.mark is None:
+            return await self._handle(delivery, deadline)
+        current_trace.set(delivery)
+        if delivery.is_handled:
+            return await marks.handled(delivery)
+        known = await marks.begin(delivery)
+        if known is not None:
+            return known
+        outcome = await self._handle(delivery, deadline)
+        if not delivery.is_handled:
+            marks.failed(delivery)
+        return outcome
+
+    async def _settle_later(self, delivery: HeldDelivery) -> Outcome | Finishing:
+        """Settle a delivery that is handled, when its mark or its ack is confirmed."""
+        if self._marks is not None:
+            return await self._marks.handled(delivery)
+        await self._acknowledge(delivery)
+        self._let_go_handled(delivery)
+        return SETTLED
 
     def report(self) -> None:
         """Count what was handled since the last time."""
@@ -281,12 +332,25 @@ class Pipeline:
         if self._double_ack:
             await self._acknowledge(delivery)
         self._status.count("skipped")
+        self._let_go(delivery)
+        return SETTLED
+
+    def _let_go_handled(self, delivery: HeldDelivery) -> None:
+        self._handled += 1
+        self._let_go(delivery)
+
+    def _let_go_duplicate(self, delivery: HeldDelivery) -> None:
+        self._status.count("duplicates")
+        self._let_go(delivery)
+
+    def _let_go(self, delivery: HeldDelivery) -> None:
+        """Have done with a delivery, and ack it if that isn't confirmed already."""
         self._mailbox.done(delivery)
         if self._double_ack:
+            # The settlement says itself when it has written acks, but not of a confirmed one.
             self._settled()
         else:
             self._settlement.ack(delivery.reply)
-        return SETTLED
 
     def _count_handled(self, count: int) -> None:
         self._handled += count

@@ -71,7 +71,7 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _GAUGES = ("pid", "state", "connected", "held", "capacity")
-COUNTERS = (
+_FIRST_COUNTERS = (
     "received",
     "redelivered",
     "handled",
@@ -83,13 +83,20 @@ COUNTERS = (
     "published",
     "breaker_openings",
     "skipped",
+)
+_LATER_COUNTERS = (
     "committed",
     "conflicts",
     "already_applied",
     "published_again",
+    "duplicates",
+    "mark_conflicts",
 )
+COUNTERS = (*_FIRST_COUNTERS, *_LATER_COUNTERS)
 # The heartbeat is the first word; gauges and counters follow in order. New ones are only ever appended.
-_INDEX = {name: index for index, name in enumerate((*_GAUGES, *COUNTERS, "pause"), start=1)}
+_INDEX = {
+    name: index for index, name in enumerate((*_GAUGES, *_FIRST_COUNTERS, "pause", *_LATER_COUNTERS), start=1)
+}
 # In the last word of the page, whatever else is appended.
 _CONTROL_HEARTBEAT_OFFSET = _REASON_OFFSET - 8
 _PAUSE_NAMES = {int(pause): pause.name.lower() for pause in Pause}

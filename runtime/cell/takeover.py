@@ -206,6 +206,8 @@ class Takeover:
             delivery_count=entry.delivery_count,
             slot=self._ledger.hold(entry.sequence, entry.delivery_count, now),
             extended_at=now,
+            stream_created=self._identity.stream_created,
+            is_handled=entry.state is SlotState.HANDLED,
         )
         self._mailbox.take_over(delivery)
         return delivery

@@ -1,4 +1,4 @@
-"""The two ways of a publish to the wire and of its answer back: as frames, or by nats-py's public API."""
+"""The two ways of a message to the wire and of its answer back: as frames, or by nats-py's public API."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from nats.aio.msg import Msg
 from understudy.runtime.jetstream import headers
 from understudy.runtime.jetstream.fast_lane import FastClient
 
-Answered: TypeAlias = Callable[[bytes, bool, bytes], None]
-"""Called with an answer's token, whether it is the server's word that no stream is there, and its body."""
+Answered: TypeAlias = Callable[[bytes, str, bytes], None]
+"""Called with an answer's token, its status code, empty if it has none, and its body."""
 Unwritten: TypeAlias = Callable[[bytes, str], None]
 """Called with the token of what was not written and the problem, empty if the connection is away."""
 
-_NO_RESPONDERS = "503"
+# The server's word that nobody is there to answer.
+NO_RESPONDERS = "503"
 
 
 class Message(msgspec.Struct, eq=False):
@@ -92,8 +93,8 @@ class FastLane:
             self._client.write_now(b"".join(frames))
 
     def _on_frame(self, subject: bytes, _reply: bytes, block: bytes, body: bytes) -> None:
-        no_stream = bool(block) and headers.status(block)[0] == _NO_RESPONDERS
-        self._answered(subject[len(self._inbox) :], no_stream, body)
+        status = headers.status(block)[0] if block else ""
+        self._answered(subject[len(self._inbox) :], status, body)
 
 
 class PublicLane:
@@ -151,8 +152,8 @@ class PublicLane:
 
     async def _on_message(self, message: Msg) -> None:
         token = message.subject.rpartition(".")[2].encode()
-        no_stream = message.headers is not None and message.headers.get("Status") == _NO_RESPONDERS
-        self._answered(token, no_stream, message.data)
+        status = (message.headers or {}).get("Status", "")
+        self._answered(token, status, message.data)
 
 
 def _plain(block: bytes) -> dict[str, str] | None:

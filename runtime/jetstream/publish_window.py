@@ -14,7 +14,7 @@ from understudy.actors.subjects import check_literal
 from understudy.runtime.jetstream.envelope import header_block
 from understudy.runtime.jetstream.fast_lane import FastClient
 from understudy.runtime.jetstream.puback import PubAck, Refused, read_answer
-from understudy.runtime.jetstream.publish_lanes import FastLane, Message, PublicLane
+from understudy.runtime.jetstream.publish_lanes import NO_RESPONDERS, FastLane, Message, PublicLane
 
 WINDOW = 1024
 MAX_BYTES = 8 * 1024 * 1024
@@ -225,11 +225,11 @@ class PublishWindow:
                 message.entered.set_result(None)
             self._queued.popleft()
 
-    def _answered(self, token: bytes, no_stream: bool, body: bytes) -> None:
+    def _answered(self, token: bytes, status: str, body: bytes) -> None:
         message = self._in_flight.get(token)
         if message is None:
             return
-        if no_stream:
+        if status == NO_RESPONDERS:
             self._no_stream(message)
             return
         try:

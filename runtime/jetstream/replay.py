@@ -15,6 +15,7 @@ import nats.errors
 from understudy.actors.errors import BrokerError, EncodeError, PublishError
 from understudy.actors.subjects import covers
 from understudy.runtime.jetstream.dead_letters import REPLAY_FOR
+from understudy.runtime.jetstream.event_id import ORIGINAL_ID, event_id
 from understudy.runtime.jetstream.letter_stream import LetterStream
 from understudy.runtime.jetstream.originals import Originals
 from understudy.runtime.jetstream.puback import PubAck
@@ -22,7 +23,6 @@ from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.stored_letters import StoredLetter
 
 IN_FLIGHT = 256
-ORIGINAL_ID = "Understudy-Original-Id"
 
 # What the original's publisher asked of the server, or the server wrote itself; none of it holds for a
 # replay. An id would be dropped as a repeat, and what was expected of the stream is no longer so. A lifetime
@@ -168,10 +168,7 @@ class Replay:
             name: value for name, value in original.items() if not name.lower().startswith(_NOT_RESTORED)
         }
         # By whatever a handler may have known the event.
-        key = next(
-            (original[name] for name in (ORIGINAL_ID, "Nats-Msg-Id", "ce-id") if original.get(name)),
-            f"{letter.stream}.{letter.sequence}",
-        )
+        key = event_id(original.get, letter.stream, letter.stream_created, letter.sequence)
         return {
             # First of all, so that an actor knows it by the block's beginning.
             REPLAY_FOR: letter.durable,

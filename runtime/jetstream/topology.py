@@ -66,6 +66,11 @@ def state_bucket(app: str) -> str:
     return f"{app}-state"
 
 
+def marks_bucket(app: str) -> str:
+    """Return the name of an app's KV bucket of idempotency marks."""
+    return f"{app}-idempotency"
+
+
 async def ensure_topology(client: Client, app: AppSpec, *, apply: bool, force: bool = False) -> Topology:
     """Compare an app's streams and consumers with the server's, and make and change what differs.
 
@@ -232,10 +237,13 @@ def _streams(app: AppSpec) -> Iterable[tuple[dict[str, Any], bool]]:
     yield _bucket(attempts_bucket(app.name), ttl_seconds=ATTEMPTS_TTL_SECONDS), False
     if any(consumer.has_state for consumer in app.consumers):
         yield _bucket(state_bucket(app.name), ttl_seconds=0), False
+    if any(consumer.has_marks for consumer in app.consumers):
+        # Each mark has a lifetime of its own, that of its actor's window.
+        yield _bucket(marks_bucket(app.name), ttl_seconds=0) | {"allow_msg_ttl": True}, False
 
 
 def _bucket(name: str, *, ttl_seconds: int) -> dict[str, Any]:
-    # The fields that make a stream a KV bucket: ADR-8.
+    """Return the fields that make a stream a KV bucket: ADR-8."""
     return {
         "name": f"KV_{name}",
         "subjects": [f"$KV.{name}.>"],

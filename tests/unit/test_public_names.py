@@ -22,6 +22,7 @@ NAMES = {
     "CircuitOpen": "understudy.actors.errors",
     "Context": "understudy.actors.context",
     "Event": "understudy.actors.event",
+    "Idempotency": "understudy.actors.idempotency",
     "Mailbox": "understudy.actors.policies",
     "Publisher": "understudy.runtime.jetstream.publisher",
     "Reject": "understudy.actors.outcomes",

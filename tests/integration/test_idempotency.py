@@ -1,0 +1,358 @@
+"""An idempotent actor against a real broker: what was handled is skipped, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+import msgspec
+import pytest
+import structlog
+
+from support.cells import Bench, CellRun, bench, both_lanes, until
+from support.nats import NatsServer
+from understudy.actors.actor import Actor
+from understudy.actors.context import Context
+from understudy.actors.event import Event
+from understudy.actors.handlers import handles
+from understudy.actors.idempotency import Idempotency
+from understudy.actors.options import OptionKeywords
+from understudy.actors.outcomes import Reject
+from understudy.actors.policies import Mailbox, RetryPolicy
+from understudy.runtime.app import App
+from understudy.runtime.jetstream.api import stream_info
+from understudy.runtime.jetstream.topology import ensure_topology
+from understudy.runtime.stores.idempotency import mark_name
+from understudy.runtime.stream import Stream
+
+FAST = RetryPolicy(max_attempts=3, min_delay_seconds=0.01, max_delay_seconds=0.05)
+HOUR = Idempotency(window_seconds=3600)
+MEMORY = Idempotency(window_seconds=3600, store="memory")
+ORIGINAL_ID = "Understudy-Original-Id"
+BUCKET = "KV_shop-idempotency"
+
+
+class Placed(Event, subject="orders.placed"):
+    number: int
+    reference: str = ""
+
+
+class Billed(Event, subject="orders.billed"):
+    number: int
+
+
+@both_lanes
+async def orders(
+    nats_server: NatsServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Bench]:
+    """A broker for the orders app."""
+    async with bench(nats_server.url, tmp_path, fast_lane=request.param) as made:
+        yield made
+
+
+class Book:
+    """What the handlers of a test were given, and what they are to do.
+
+    Attributes:
+        numbers, keys: of the events, as their handling began.
+        failing: what the next runs raise, the last first.
+        go_on: they wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.keys: list[str] = []
+        self.failing: list[Exception] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    def billing(self, **options: Unpack[OptionKeywords]) -> App:
+        """Return an app whose actor is an idempotent one that uses this book."""
+        book = self
+        options = {"idempotency": HOUR, "retry": FAST, **options}
+
+        class Billing(Actor, **options):
+            @handles
+            async def placed(self, event: Placed, ctx: Context) -> Billed:
+                book.numbers.append(event.number)
+                book.keys.append(ctx.delivery.idempotency_key)
+                await book.go_on.wait()
+                if book.failing:
+                    raise book.failing.pop()
+                return Billed(number=event.number)
+
+        return App("shop", streams=[Stream("ORDERS", subjects=["orders.>"])], children=[Billing])
+
+
+async def place(orders: Bench, number: int, headers: Mapping[str, str] = {}, **fields: Any) -> None:
+    """Publish an order without the id that would keep the stream from storing it twice."""
+    body = msgspec.msgpack.encode(Placed(number=number, **fields))
+    headers = {"Content-Type": "application/msgpack", **headers}
+    await orders.client.jetstream().publish("orders.placed", body, headers=headers)
+
+
+def counts(cell: CellRun) -> tuple[int, int, int]:
+    """Return how many deliveries the cell has handled, skipped, and handled beside another cell."""
+    counters = cell.status.counters
+    return counters["handled"], counters["duplicates"], counters["mark_conflicts"]
+
+
+async def marks(orders: Bench) -> dict[str, int]:
+    """Return how many messages each mark has, by its name."""
+    info = await orders.client.jetstream().stream_info(BUCKET, subjects_filter=">")
+    return {subject.rpartition(".")[2]: count for subject, count in (info.state.subjects or {}).items()}
+
+
+async def test_an_event_that_was_handled_is_skipped(orders: Bench) -> None:
+    """It is acked without a run, and counted; others are handled, and each has its mark."""
+    book = Book()
+    app = book.billing()
+    cell = await orders.cell(app)
+    for number, key in enumerate(["a", "b", "a", "c", "b", "a"]):
+        await place(orders, number, {ORIGINAL_ID: key})
+    await orders.settled(app)
+    await until(lambda: cell.status.held == 0)
+    assert (book.numbers, book.keys) == ([0, 1, 3], ["a", "b", "c"])
+    assert counts(cell) == (3, 3, 0)
+    assert await marks(orders) == {"a": 1, "b": 1, "c": 1}
+    assert cell.status.counters["acked"] == 3
+
+
+async def test_another_cell_skips_it_too(orders: Bench) -> None:
+    """The marks are on the server."""
+    book = Book()
+    app = book.billing()
+    first = await orders.cell(app)
+    await place(orders, 1, {ORIGINAL_ID: "a"})
+    await orders.settled(app)
+    await first.stop()
+    second = await orders.cell(app)
+    await place(orders, 2, {ORIGINAL_ID: "a"})
+    await place(orders, 3, {ORIGINAL_ID: "b"})
+    await orders.settled(app)
+    await until(lambda: counts(second) == (1, 1, 0))
+    assert book.numbers == [1, 3]
+
+
+async def test_many_at_a_time(orders: Bench) -> None:
+    """Whatever the order in which look-ups and marks are answered, each key is handled once."""
+    book = Book()
+    app = book.billing()
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    await asyncio.gather(
+        *(place(orders, number, {ORIGINAL_ID: f"k{number % 500}"}) for number in range(2000))
+    )
+    cell = await orders.cell(app)
+    await orders.settled(app)
+    await until(lambda: counts(cell) == (500, 1500, 0))
+    assert sorted(book.keys) == sorted(f"k{number}" for number in range(500))
+    info = await orders.client.jetstream().stream_info("ORDERS", subjects_filter="orders.billed")
+    assert info.state.subjects == {"orders.billed": 500}
+
+
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ({ORIGINAL_ID: "o", "Nats-Msg-Id": "m", "ce-id": "c"}, "o"),
+        ({"Nats-Msg-Id": "m", "ce-id": "c", "ce-source": "s"}, "m"),
+        ({"ce-id": "c", "ce-source": "/shop"}, "/shop c"),
+        ({"ce-id": "c"}, "c"),
+        ({}, "ORDERS.{created}.1"),
+    ],
+)
+async def test_by_default_the_key_is_the_event_s_id(orders: Bench, headers: dict[str, str], key: str) -> None:
+    """Or its place in the stream, which a stream that is made anew doesn't have again."""
+    book = Book()
+    app = book.billing()
+    await orders.cell(app)
+    info = await stream_info(orders.client, "ORDERS")
+    assert info is not None
+    await place(orders, 1, headers)
+    await orders.settled(app)
+    assert book.keys == [key.format(created=info["created"])]
+    assert await marks(orders) == {mark_name(book.keys[0]): 1}
+
+
+def by_reference_and_tenant(event: Placed, headers: Mapping[str, str]) -> str:
+    """Return a key of both."""
+    return f"{headers['Tenant']}/{event.reference}"
+
+
+async def test_a_key_may_be_made_of_the_event_and_its_headers(orders: Bench) -> None:
+    book = Book()
+    app = book.billing(idempotency=Idempotency(window_seconds=60, key=by_reference_and_tenant))
+    cell = await orders.cell(app)
+    for number, (tenant, reference) in enumerate([("x", "1"), ("y", "1"), ("x", "1"), ("x", "2")]):
+        await place(orders, number, {"Tenant": tenant}, reference=reference)
+    await until(lambda: counts(cell) == (3, 1, 0))
+    assert book.keys == ["x/1", "y/1", "x/2"]
+
+
+@pytest.mark.parametrize(
+    ("key", "error"),
+    [
+        (by_reference_and_tenant, "the idempotency key can't be computed: KeyError: 'Tenant'"),
+        ("reference", "the idempotency key is ''; give a str that isn't empty, an int or a UUID"),
+    ],
+)
+async def test_an_event_without_a_key_is_a_dead_letter(orders: Bench, key: Any, error: str) -> None:
+    """No later attempt would find one."""
+    book = Book()
+    app = book.billing(idempotency=Idempotency(window_seconds=60, key=key))
+    await orders.cell(app)
+    await place(orders, 1)
+    await until_letters(orders, app, 1)
+    (letter,) = await orders.dead_letters(app)
+    assert (letter.headers["Understudy-Reason"], letter.headers["Understudy-Error"]) == ("undecodable", error)
+    assert book.numbers == []
+
+
+async def until_letters(orders: Bench, app: App, number: int) -> None:
+    """Return when there are so many dead letters."""
+
+    async def are_there() -> bool:
+        return len(await orders.dead_letters(app)) == number
+
+    await until(are_there)
+
+
+async def test_a_failed_attempt_leaves_no_mark(orders: Bench) -> None:
+    """Neither one that is tried again nor one that is given up."""
+    book = Book()
+    book.failing = [Reject("no"), ValueError("once")]
+    app = book.billing()
+    cell = await orders.cell(app)
+    await place(orders, 1, {ORIGINAL_ID: "a"})
+    await until_letters(orders, app, 1)
+    assert await marks(orders) == {}
+    await place(orders, 2, {ORIGINAL_ID: "a"})
+    await orders.settled(app)
+    assert book.numbers == [1, 1, 2]
+    assert counts(cell) == (1, 0, 0)
+    assert await marks(orders) == {"a": 1}
+
+
+async def test_a_failure_that_blocks_its_key_is_handled_in_place_and_marked(orders: Bench) -> None:
+    """A repeat of the same key of the actor waits behind it, and is skipped."""
+    book = Book()
+    book.failing = [ValueError("once")]
+    app = book.billing(key="reference")
+    cell = await orders.cell(app)
+    for number in (1, 2):
+        await place(orders, number, {ORIGINAL_ID: "a"}, reference="x")
+    await until(lambda: counts(cell) == (1, 1, 0))
+    assert book.numbers == [1, 1]
+
+
+async def test_a_repeat_waits_for_the_first_one_s_outcome(orders: Bench) -> None:
+    """Beside it runs what has another key; when it fails the repeat runs, and it is skipped in turn."""
+    book = Book()
+    book.go_on.clear()
+    app = book.billing(concurrency=4)
+    cell = await orders.cell(app)
+    for number, key in enumerate(["a", "a", "b"]):
+        await place(orders, number, {ORIGINAL_ID: key})
+    await until(lambda: book.numbers == [0, 2])
+    book.failing = [ValueError("the last"), ValueError("and the first")]
+    book.go_on.set()
+    await until(lambda: counts(cell) == (2, 1, 0))
+    assert len(book.numbers) == 4
+    assert book.keys.count("b") == 2
+
+
+async def test_after_the_window_an_event_is_handled_again(orders: Bench) -> None:
+    """The server forgets the mark, and the cell does."""
+    book = Book()
+    app = book.billing(idempotency=Idempotency(window_seconds=1))
+    cell = await orders.cell(app)
+    await place(orders, 1, {ORIGINAL_ID: "a"})
+    await orders.settled(app)
+    assert await marks(orders) == {"a": 1}
+
+    async def is_forgotten() -> bool:
+        return not await marks(orders)
+
+    await until(is_forgotten)
+    await place(orders, 2, {ORIGINAL_ID: "a"})
+    await until(lambda: counts(cell) == (2, 0, 0))
+    assert book.numbers == [1, 2]
+
+
+async def test_of_two_cells_that_handle_one_event_the_later_one_knows(orders: Bench) -> None:
+    """It is one message: the server gave it to the second while the first had it."""
+    book = Book()
+    book.go_on.clear()
+    app = book.billing()
+    first = await orders.cell(app)
+    await place(orders, 1, {ORIGINAL_ID: "a"})
+    await until(lambda: book.numbers == [1])
+    assert first.cell is not None
+    held = first.cell._mailbox.get(1)
+    assert held is not None
+    # The first one asks for nothing meanwhile.
+    first.cell.quiesce()
+    await until(first.cell._subscription.is_unasked)
+    second_run = orders.cell_run(app)
+    # As on another node: record locks keep nothing apart in one process.
+    second_run.directory = orders.directory / "second"
+    second_run.directory.mkdir()
+    second_run.generation = first.generation
+    orders.cells.append(second_run)
+    await second_run.start()
+    with structlog.testing.capture_logs() as logged:
+        await orders.client.publish(held.reply.decode(), b"-NAK")
+        await until(lambda: book.numbers == [1, 1])
+        book.go_on.set()
+        await until(lambda: counts(first)[0] == counts(second_run)[0] == 1)
+    assert counts(first)[2] + counts(second_run)[2] == 1
+    assert await marks(orders) == {"a": 1}
+    (told,) = [entry for entry in logged if entry["log_level"] == "warning"]
+    assert told["event"] == "handled twice: its key was marked while it was handled"
+    assert (told["key"], told["sequence"], told["marked_sequence"]) == ("a", 1, 1)
+    assert told["marked_by"].startswith("billing/0 test-run ")
+
+
+async def test_while_the_bucket_is_gone_deliveries_are_held(orders: Bench) -> None:
+    """Nothing is handled without its look-up, nothing counted, and what was handled is not handled again."""
+    book = Book()
+    book.go_on.clear()
+    app = book.billing(mailbox=Mailbox(capacity=16))
+    cell = await orders.cell(app)
+    await place(orders, 0, {ORIGINAL_ID: "k0"})
+    await until(lambda: book.numbers == [0])
+    js = orders.client.jetstream()
+    await js.delete_stream(BUCKET)
+    book.go_on.set()
+    for number in range(1, 50):
+        await place(orders, number, {ORIGINAL_ID: f"k{number % 40}"})
+    await until(lambda: cell.status.state == "paused")
+    assert cell.status.reason.startswith("the idempotency marks are away: ")
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    await orders.settled(app)
+    await until(lambda: counts(cell) == (40, 10, 0))
+    assert sorted(book.numbers) == list(range(40))
+    assert cell.status.counters["failed"] == 0
+    assert cell.status.state == "up"
+    assert len(await marks(orders)) == 40
+
+
+async def test_a_broker_that_restarts_in_the_middle(orders: Bench, nats_server: NatsServer) -> None:
+    """Each key is handled once, and nothing fails."""
+    book = Book()
+    app = book.billing()
+    cell = await orders.cell(app)
+    for number in range(300):
+        await place(orders, number, {ORIGINAL_ID: f"k{number}"})
+    await until(lambda: len(book.numbers) > 20)
+    nats_server.stop()
+    await until(lambda: not cell.status.connected)
+    nats_server.start()
+    await until(lambda: orders.client.is_connected)
+    for number in range(300, 600):
+        await place(orders, number, {ORIGINAL_ID: f"k{number - 200}"})
+    await orders.settled(app)
+    await until(lambda: cell.status.held == 0)
+    assert len(set(book.keys)) == len(book.keys) == 400
+    assert cell.status.counters["failed"] == 0
