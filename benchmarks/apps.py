@@ -12,7 +12,7 @@ from benchmarks.batches import BATCH
 from benchmarks.feeds import BACKLOGS, HEADED, LARGE, PINGS, PLAIN, RELAYED, UNIFORM, ZIPF, Feed
 from benchmarks.readings import Ping, Reading, Relayed
 from benchmarks.records import VARIABLE, Latencies, open_record
-from understudy import Actor, App, Batch, Child, StartContext, Stream, handles
+from understudy import Actor, App, Batch, Child, Context, StartContext, State, Stream, handles
 
 APP = "bench"
 ACK_WAIT_SECONDS = 10.0
@@ -64,6 +64,27 @@ class Owner(Actor, key="station", ack_wait_seconds=ACK_WAIT_SECONDS, hang_timeou
         self._times[event.index] = time.monotonic_ns()
 
 
+class Tally(State):
+    """What is counted of a station."""
+
+    readings: int = 0
+    celsius: float = 0.0
+
+
+def _tally(feed: Feed, **options: Any) -> type[Actor]:
+    class Sink(Actor, state=Tally, **options):
+        """Counts in its state."""
+
+        @handles(feed.subject)
+        async def reading(self, event: Reading, ctx: Context) -> None:
+            """Add one."""
+            state: Tally = ctx.state
+            state.readings += 1
+            state.celsius += event.celsius
+
+    return Sink
+
+
 class Slow(Actor):
     """Takes its time."""
 
@@ -107,6 +128,9 @@ headed = _alone(HEADED, _sink(HEADED))
 unkeyed = _alone(UNIFORM, _sink(UNIFORM))
 uniform = _alone(UNIFORM, _sink(UNIFORM, key="station"))
 zipf = _alone(ZIPF, _sink(ZIPF, key="station"))
+state_uniform = _alone(UNIFORM, _tally(UNIFORM, key="station"))
+state_zipf = _alone(ZIPF, _tally(ZIPF, key="station"))
+state_whole = _alone(UNIFORM, _tally(UNIFORM))
 probe = _alone(PINGS, Probe)
 owner = _alone(UNIFORM, Owner)
 slow = _alone(LARGE, Slow)

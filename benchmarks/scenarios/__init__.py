@@ -6,7 +6,7 @@ from benchmarks.harness import Scenario
 from benchmarks.scenarios.backlog import Backlog
 from benchmarks.scenarios.cells import StartUp
 from benchmarks.scenarios.chain import Chain
-from benchmarks.scenarios.drain import Drain, DrainBatches, DrainHeaders, DrainKeys, DrainLarge
+from benchmarks.scenarios.drain import Drain, DrainBatches, DrainHeaders, DrainKeys, DrainLarge, DrainState
 from benchmarks.scenarios.kill import Kill
 from benchmarks.scenarios.latency import Latency, LatencyHalfLoad
 from benchmarks.scenarios.memory import SlowHandler
@@ -18,6 +18,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     DrainBatches(),
     DrainHeaders(),
     DrainKeys(),
+    DrainState(),
     PublishWindow(),
     PublishEach(),
     Latency(),

@@ -144,3 +144,27 @@ class DrainKeys(_OfOurs):
             Draining(RunningApp("zipf", "1,000 keys, Zipf"), ZIPF),
             Draining(RunningApp("unkeyed", "no key"), UNIFORM),
         ]
+
+
+class DrainState(_OfOurs):
+    """With state and without."""
+
+    name = "state"
+    description = (
+        "drain with a state per key, 1,000 keys: all alike, and by Zipf's law (s = 1); one state; and none"
+    )
+    goals = (
+        Goal(measure=RATE, ours="state, 1,000 keys", other="no state, 1,000 keys", at_least=0.25),
+        Goal(measure=RATE, ours="state, 1,000 keys, Zipf", other="no state, 1,000 keys", at_least=0.25),
+        Goal(measure=RATE, ours="state, no key", other="no state, 1,000 keys"),
+    )
+    _feeds = (UNIFORM, ZIPF)
+
+    def contenders(self, _messages: int) -> Sequence[Contender]:
+        """Return them all."""
+        return [
+            Draining(RunningApp("state_uniform", "state, 1,000 keys"), UNIFORM),
+            Draining(RunningApp("state_zipf", "state, 1,000 keys, Zipf"), ZIPF),
+            Draining(RunningApp("state_whole", "state, no key"), UNIFORM),
+            Draining(RunningApp("uniform", "no state, 1,000 keys"), UNIFORM),
+        ]

@@ -23,7 +23,7 @@ class Block:
         since, until: the epochs in which they were settled, see `Epochs`.
     """
 
-    __slots__ = ("_packed", "_run", "_runs_end", "first", "last", "since", "until")
+    __slots__ = ("_encoded", "_packed", "_run", "_runs_end", "first", "last", "since", "until")
 
     def __init__(self, sequence: int) -> None:
         self.first = self._run = self.last = sequence
@@ -31,6 +31,7 @@ class Block:
         # Runs that are complete: the gap since the last one's end and the length, as variable-length numbers.
         self._packed = bytearray()
         self._runs_end = sequence
+        self._encoded: tuple[int, bytes] | None = None
 
     def add(self, sequence: int) -> None:
         """Take in one that is above `last`."""
@@ -39,12 +40,15 @@ class Block:
             self._runs_end = self.last
             self._run = sequence
         self.last = sequence
+        self._encoded = None
 
     def encode(self) -> tuple[int, bytes]:
         """Return the first one, and all as bytes."""
-        packed = bytearray(self._packed)
-        self._close_run(packed)
-        return self.first, bytes(packed)
+        if self._encoded is None:
+            packed = bytearray(self._packed)
+            self._close_run(packed)
+            self._encoded = self.first, bytes(packed)
+        return self._encoded
 
     @property
     def size(self) -> int:
@@ -107,17 +111,13 @@ class Applied:
             elif block is self._open:
                 block.until = epoch
 
-    def drop(self, droppable: Callable[[Block], bool], epoch: int) -> None:
-        """Take out blocks.
-
-        Args:
-            droppable: whether the server can't deliver any of a block again.
-            epoch: the present one; what comes from now on isn't added to blocks of earlier ones.
-        """
+    def begin(self, epoch: int) -> None:
+        """Hear of the present epoch: what comes from now on isn't added to a block of earlier ones."""
         if self._open is not None and self._open.until < epoch:
             self._open = None
-        if not any(map(droppable, self._blocks)):
-            return
+
+    def drop(self, droppable: Callable[[Block], bool]) -> None:
+        """Take out the blocks of which the server can't deliver anything again."""
         kept = []
         for block in self._blocks:
             if block is not self._open and droppable(block):

@@ -27,6 +27,7 @@ class Epochs:
         now: the present epoch.
         is_used: whether anything was settled in it.
         floor: below it and at it, all is settled.
+        changes: how often more has become safe.
 
     Args:
         floor: the consumer's ack floor.
@@ -35,7 +36,7 @@ class Epochs:
     def __init__(self, floor: int) -> None:
         self.now = 0
         self.is_used = False
-        self.floor = 0
+        self.floor = self.changes = 0
         self._next_floor = floor
         self._confirmed = -1
         self._lost = -1
@@ -54,6 +55,7 @@ class Epochs:
             floor: the consumer's ack floor.
         """
         self._confirmed = epoch
+        self.changes += 1
         self.floor, self._next_floor = self._next_floor, floor
 
     def disconnected(self) -> None:

@@ -17,7 +17,7 @@ import enum
 import functools
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Protocol
 
 from understudy.runtime.cell.batches import Batches, HeldBatch
@@ -99,7 +99,7 @@ class Lanes:
         idle: Callable[[], None] = lambda: None,
         batches: BatchHandler | None = None,
         declared: frozenset[str] = frozenset(),
-        handle_line: Callable[[Line, Deadline], Awaitable[Sequence[Outcome | Back]]] | None = None,
+        handle_line: Callable[[Line, Deadline], Awaitable[BatchOutcome]] | None = None,
     ) -> None:
         self._declared = declared
         self._concurrency = concurrency
@@ -368,27 +368,29 @@ class Lanes:
         self,
         first: HeldDelivery,
         deadline: Deadline,
-        handle: Callable[[Line, Deadline], Awaitable[Sequence[Outcome | Back]]],
+        handle: Callable[[Line, Deadline], Awaitable[BatchOutcome]],
     ) -> int:
         """Handle what waits of a key, and return how many deliveries that were."""
         line = Line(first, self._follow, self._leave)
         self._lines += 1
-        outcomes = await handle(line, deadline)
+        outcome = await handle(line, deadline)
         line.leave()
-        self._running.difference_update(line.members)
+        members = line.members
+        self._running.difference_update(members)
+        outcomes = [outcome] * len(members) if isinstance(outcome, Settled | Held) else outcome
         staying: list[tuple[HeldDelivery, Outcome | Back]] = []
-        for member, outcome in zip(line.members, outcomes, strict=True):
-            if outcome is not SETTLED:
-                staying.append((member, outcome))
+        for member, its in zip(members, outcomes, strict=True):
+            if its is not SETTLED:
+                staying.append((member, its))
             elif self._tried_again:
                 self._unblock(member)
         if staying:
             # The first one that stays keeps the key shut for the others.
             self._put_behind(first.key, [other for other, _ in staying[1:]])
-            member, outcome = staying[0]
-            if not isinstance(outcome, Back):
-                self._finish(member, outcome)
-                return len(line.members)
+            member, its = staying[0]
+            if not isinstance(its, Back):
+                self._finish(member, its)
+                return len(members)
         gate = self._gates.left(first) if self._shut_gates else None
         if staying:
             self._offer(member, first=True)
@@ -397,7 +399,7 @@ class Lanes:
         if gate is not None:
             self._look_at(gate)
         self._decide()
-        return len(line.members)
+        return len(members)
 
     def _follow(self, first: HeldDelivery) -> HeldDelivery | None:
         """Take the delivery that is next of a line's key, if nothing stands against it."""

@@ -65,18 +65,20 @@ class HeldState:
         value: what the next handler is given.
         applied: the sequences that it holds.
         unsent: by sequence, what its handler published and isn't confirmed.
+        changes_seen: how far its sequences were looked through for those that are safe.
         size: bytes of the stored form, about.
     """
 
     __slots__ = (
         *("_codec", "_data", "_version"),
-        *("applied", "generation", "name", "revision", "unsent", "value"),
+        *("applied", "changes_seen", "generation", "name", "revision", "unsent", "value"),
     )
 
     def __init__(self, name: str, codec: StateCodec, revision: int, generation: int) -> None:
         self.name = name
         self.revision = revision
         self.generation = generation
+        self.changes_seen = -1
         self.applied = Applied()
         self.unsent: dict[int, Sequence[Message]] = {}
         self._codec = codec
@@ -104,7 +106,9 @@ class HeldState:
             StateError: it can't be stored, or not together with that.
         """
         data, value = self._codec.encode(self.value)
-        size = len(data) + self.applied.size + self._unsent_bytes() + _size_of(messages) + _OVERHEAD_BYTES
+        size = len(data) + self.applied.size + _OVERHEAD_BYTES
+        if messages or self.unsent:
+            size += _size_of(messages) + self._unsent_bytes()
         if size > max_payload:
             raise StateError(
                 f"the state of {self.name!r} and what is published with it take {size} bytes, the server "
@@ -195,6 +199,7 @@ class States:
         state = self._cache.pop(name, None)
         if state is not None:
             self._bytes -= state.size
+            state.applied.begin(self.epochs.now)
             return state
         generation = self._generation
         stored = await self._store.load(name, from_leader=name in self._conflicts)
@@ -228,10 +233,9 @@ class States:
             Conflict: another cell has changed it, or we have and don't know; it is to be dropped.
             BrokerError: it wasn't confirmed, and is to be dropped.
         """
-        state.applied.drop(lambda block: self._is_over(state, block), self.epochs.now)
-        if state.unsent:
-            floor = self.epochs.floor
-            state.unsent = {one: some for one, some in state.unsent.items() if one > floor}
+        if state.changes_seen != self.epochs.changes:
+            state.changes_seen = self.epochs.changes
+            self._drop(state)
         body = state.encode(self._stream_created)
         try:
             state.revision = await self._store.commit(state.name, state.revision, body)
@@ -240,6 +244,13 @@ class States:
             self._conflicts.add(state.name)
             raise
         self._conflicts.discard(state.name)
+
+    def _drop(self, state: HeldState) -> None:
+        """Take out what the server won't deliver again."""
+        state.applied.drop(lambda block: self._is_over(state, block))
+        if state.unsent:
+            floor = self.epochs.floor
+            state.unsent = {one: some for one, some in state.unsent.items() if one > floor}
 
     def _is_over(self, state: HeldState, block: Block) -> bool:
         # What was published may have been refused, and the delivery given back.

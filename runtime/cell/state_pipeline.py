@@ -26,7 +26,7 @@ from understudy.runtime.cell.failures import Broker, Failures
 from understudy.runtime.cell.ledger import Ledger
 from understudy.runtime.cell.line import Line
 from understudy.runtime.cell.mailbox import Mailbox
-from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, Outcome
+from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, BatchOutcome, Outcome
 from understudy.runtime.cell.outputs import Cause, Outputs
 from understudy.runtime.cell.state import HeldState, Message, States
 from understudy.runtime.cell.status import Status
@@ -48,24 +48,17 @@ class _Run:
     Attributes:
         delivery: which.
         messages: what it has published.
-        is_applied: whether it is, or is to be, in the state.
         is_repeated: whether an earlier commit has it.
         problem: why something couldn't be published.
     """
 
-    __slots__ = ("delivery", "is_applied", "is_repeated", "messages", "problem")
+    __slots__ = ("delivery", "is_repeated", "messages", "problem")
 
     def __init__(
-        self,
-        delivery: HeldDelivery,
-        messages: Sequence[Message],
-        *,
-        is_applied: bool = False,
-        is_repeated: bool = False,
+        self, delivery: HeldDelivery, messages: Sequence[Message], *, is_repeated: bool = False
     ) -> None:
         self.delivery = delivery
         self.messages = messages
-        self.is_applied = is_applied
         self.is_repeated = is_repeated
         self.problem: BaseException | None = None
 
@@ -95,16 +88,18 @@ class _Work:
         line: which.
         state: the key's, as soon as a handler may want it.
         runs: the members whose handlers have run.
+        commits: whether one of them has used the state.
         failure: the one whose handler has failed.
-        outcomes: of members that are decided on.
+        outcomes: of members that are decided on; empty if all are settled alike.
     """
 
-    __slots__ = ("failure", "line", "outcomes", "runs", "state")
+    __slots__ = ("commits", "failure", "line", "outcomes", "runs", "state")
 
     def __init__(self, line: Line) -> None:
         self.line = line
         self.state: HeldState | None = None
         self.runs: list[_Run] = []
+        self.commits = False
         self.failure: _Failure | None = None
         self.outcomes: dict[HeldDelivery, Outcome | Back] = {}
 
@@ -169,13 +164,14 @@ class StatePipeline:
         self._stop = stop
         self._log = structlog.get_logger("understudy.actor")
 
-    async def handle(self, line: Line, deadline: Deadline) -> Sequence[Outcome | Back]:
-        """Handle a line and settle it; returns what becomes of each member."""
+    async def handle(self, line: Line, deadline: Deadline) -> BatchOutcome:
+        """Handle a line and settle it; returns what becomes of each member, or of all alike."""
         work = _Work(line)
         await self._handle_members(work, deadline)
         line.leave()
-        state, outcomes = work.state, work.outcomes
-        if state is not None and any(run.is_applied and not run.is_repeated for run in work.runs):
+        state = work.state
+        if work.commits:
+            assert state is not None
             problem = await self._commit(state)
             if problem is not None:
                 # The state isn't given back, so that it is read anew with the next run.
@@ -185,12 +181,12 @@ class StatePipeline:
             await self._finish(work)
         if state is not None:
             self._states.give_back(state)
-        failure = work.failure
-        if failure is not None and all(outcomes[run.delivery] is SETTLED for run in work.runs):
-            outcomes[failure.delivery] = await self._failures.failed(
-                failure.delivery, failure.handler, failure.error, failure.failed_trial
-            )
-            await self._failures.judge([failure.error], failure.failed_trial)
+        if not work.outcomes and work.failure is None:
+            return SETTLED
+        for run in work.runs:
+            work.outcomes.setdefault(run.delivery, SETTLED)
+        if work.failure is not None:
+            await self._fail(work, work.failure)
         return work.all_outcomes()
 
     async def _handle_members(self, work: _Work, deadline: Deadline) -> None:
@@ -225,8 +221,9 @@ class StatePipeline:
         state = work.state
         if state is not None and delivery.sequence in state.applied:
             self._log.info("already applied", sequence=delivery.sequence, subject=delivery.subject)
+            self._status.count("already_applied")
             messages = state.unsent.get(delivery.sequence, ())
-            work.runs.append(_Run(delivery, messages, is_applied=True, is_repeated=True))
+            work.runs.append(_Run(delivery, messages, is_repeated=True))
             return
         handler = delivery.handler
         assert handler is not None
@@ -239,10 +236,10 @@ class StatePipeline:
         try:
             result = await self._calls.run(handler, delivery.event, context, deadline)
             messages = self._encode(outputs, context, result)
-            touched = context is not None and context.touched
-            if touched:
+            if context is not None and context.touched:
                 assert state is not None
                 state.apply(delivery.sequence, messages, self._broker.max_payload)
+                work.commits = True
         except asyncio.CancelledError:
             # Ours alone: every other one has been made an error.
             raise
@@ -253,7 +250,7 @@ class StatePipeline:
             failed_trial = None if context is None else context.failed_trial
             work.failure = _Failure(delivery, handler, error, failed_trial)
         else:
-            work.runs.append(_Run(delivery, messages, is_applied=touched))
+            work.runs.append(_Run(delivery, messages))
         finally:
             # From now on its process doesn't die of it.
             self._ledger.held(delivery.slot)
@@ -295,25 +292,35 @@ class StatePipeline:
         runs, state = work.runs, work.state
         if any(run.messages for run in runs):
             await self._send(runs)
-        done = []
+        problems = []
         for run in runs:
+            if run.problem is not None:
+                problems.append(run.problem)
+            elif run.messages and state is not None:
+                state.unsent.pop(run.delivery.sequence, None)
+        await self._ack([run.delivery for run in runs if run.problem is None])
+        if problems:
+            await self._fail_unsent(work, problems)
+
+    async def _fail_unsent(self, work: _Work, problems: list[BaseException]) -> None:
+        for run in work.runs:
             delivery = run.delivery
-            if run.problem is None:
-                work.outcomes[delivery] = SETTLED
-                done.append(delivery)
-                if run.is_applied and run.messages and state is not None:
-                    state.unsent.pop(delivery.sequence, None)
-            else:
+            if run.problem is not None:
                 assert delivery.handler is not None
                 current_trace.set(delivery)
                 work.outcomes[delivery] = await self._failures.failed(
                     delivery, delivery.handler, run.problem, None
                 )
-        self._status.count("already_applied", sum(run.is_repeated for run in runs))
-        await self._ack(done)
-        problems = [run.problem for run in runs if run.problem is not None]
-        if problems:
-            await self._failures.judge(problems, None, partly=bool(done))
+        await self._failures.judge(problems, None, partly=len(problems) < len(work.runs))
+
+    async def _fail(self, work: _Work, failure: _Failure) -> None:
+        """Settle what has failed, unless an earlier one of its key stays, which it must not pass."""
+        if any(outcome is not SETTLED for outcome in work.outcomes.values()):
+            return
+        work.outcomes[failure.delivery] = await self._failures.failed(
+            failure.delivery, failure.handler, failure.error, failure.failed_trial
+        )
+        await self._failures.judge([failure.error], failure.failed_trial)
 
     async def _send(self, runs: list[_Run]) -> None:
         confirmed: list[tuple[_Run, asyncio.Future[Any]]] = []

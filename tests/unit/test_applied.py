@@ -10,6 +10,12 @@ from understudy.runtime.cell.applied import UNKNOWN, Applied, Block
 from understudy.runtime.cell.epochs import Epochs
 
 
+def drop(applied: Applied, epochs: Epochs) -> None:
+    """Do what the next commit does."""
+    applied.begin(epochs.now)
+    applied.drop(epochs.is_over)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_it_holds_what_was_added_and_nothing_else_stored_or_not(seed: int) -> None:
     chosen = random.Random(seed)
@@ -40,17 +46,16 @@ def test_what_follows_each_other_takes_a_few_bytes() -> None:
 def test_blocks_are_dropped_when_their_epochs_are_over() -> None:
     """What goes on in the next epoch doesn't keep the last one's."""
     applied, epochs = Applied(), Epochs(0)
-    droppable = epochs.is_over
     for number in (1, 2):
         applied.add(number)
         applied.settled(epochs.now)
     epochs.confirmed(epochs.end(), 0)
-    applied.drop(droppable, epochs.now)
+    drop(applied, epochs)
     applied.add(3)
     applied.settled(epochs.now)
     assert 1 in applied, "a broker that is killed now may have forgotten its ack"
     epochs.confirmed(epochs.end(), 0)
-    applied.drop(droppable, epochs.now)
+    drop(applied, epochs)
     assert [number in applied for number in (1, 2, 3)] == [False, False, True]
 
 
@@ -61,7 +66,7 @@ def test_what_was_acked_before_the_connection_was_lost_stays() -> None:
     epochs.disconnected()
     for _ in range(3):
         epochs.confirmed(epochs.end(), 0)
-        applied.drop(epochs.is_over, epochs.now)
+        drop(applied, epochs)
     assert 1 in applied
 
 
@@ -76,7 +81,7 @@ def test_a_block_that_was_added_to_counts_from_its_first_epoch() -> None:
     applied.settled(epochs.now)
     for _ in range(3):
         epochs.confirmed(epochs.end(), 0)
-    applied.drop(epochs.is_over, epochs.now)
+    drop(applied, epochs)
     assert 1 in applied
 
 
@@ -93,7 +98,7 @@ def test_what_another_cell_has_stored_is_over_in_no_epoch() -> None:
     loaded.settled(epochs.now)
     for _ in range(3):
         epochs.confirmed(epochs.end(), 0)
-    loaded.drop(epochs.is_over, epochs.now)
+    drop(loaded, epochs)
     assert 7 in loaded
 
 
@@ -102,7 +107,7 @@ def test_what_is_not_settled_stays() -> None:
     applied.add(1)
     for _ in range(3):
         epochs.confirmed(epochs.end(), 0)
-        applied.drop(epochs.is_over, epochs.now)
+        drop(applied, epochs)
     assert 1 in applied
 
 
