@@ -55,6 +55,8 @@ KILLED = 130
 
 ROOT_CLASS = "understudy.runtime.supervision.supervisor.Supervisor"
 POLL_SECONDS = 0.25
+# The same once everything is up; what can't wait so long has an event of its own.
+IDLE_POLL_SECONDS = 1.0
 # What the root is given beyond the drain's timeout, within which it kills and reports.
 ROOT_MARGIN_SECONDS = 2.0
 SHUTDOWN_SECONDS = 2.0
@@ -267,18 +269,22 @@ class System:
         """Return when a signal came or the root has ended; say once that everything is up."""
         said = False
         server = _Watched(self._spare[0]) if self._spare else None
-        while not (self._stop.is_set() or root.ended.is_set()):
-            if server is not None and server.ended.is_set():
-                # Nobody starts it again, but nothing is lost either: its store is what the next run finds.
-                _log.error("the embedded nats-server died; stop this run and start it anew")
-                server = None
-            reap_children([*self._spare, *(watched.pid for watched in self._deaths.values())])
-            if not said and not self.not_ready():
-                said = True
-                _log.info("ready", http=url)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._stop.wait()
+        ends = [asyncio.create_task(event.wait()) for event in (self._stop, root.ended)]
+        try:
+            while not (self._stop.is_set() or root.ended.is_set()):
+                if server is not None and server.ended.is_set():
+                    # Nobody starts it again, but nothing is lost either: the next run finds its store.
+                    _log.error("the embedded nats-server died; stop this run and start it anew")
+                    server = None
+                reap_children([*self._spare, *(watched.pid for watched in self._deaths.values())])
+                if not said and not self.not_ready():
+                    said = True
+                    _log.info("ready", http=url)
+                seconds = IDLE_POLL_SECONDS if said else POLL_SECONDS
+                await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
     async def _drain(self, plane: ControlPlane, address: Any, root: _Watched) -> None:
         timeout = self._settings.shutdown_timeout_seconds
