@@ -114,6 +114,11 @@ class Child:
         """How old its heartbeat may grow."""
         return self.spec.hang_timeout_seconds if isinstance(self.spec, CellSpec) else SUPERVISOR_HANG_SECONDS
 
+    @property
+    def hangs_at(self) -> float:
+        """Until when it need not be looked at again."""
+        return max(self.watched_since, self._seen_running) + self.hang_timeout_seconds
+
     def inherit(self, status: ChildStatus, reason: str) -> None:
         """Go on from what the supervisor's dead predecessor knew.
 
@@ -238,8 +243,11 @@ class Child:
         if now - max(self.watched_since, self._seen_running) <= self.hang_timeout_seconds / 2:
             return ""
         heartbeats = self._heartbeats()
-        for what, heartbeat in heartbeats.items():
-            age = now - max(heartbeat, self.watched_since)
+        ages = {what: now - max(heartbeat, self.watched_since) for what, heartbeat in heartbeats.items()}
+        if min(ages.values()) > self.hang_timeout_seconds / 2:
+            # All of it stands still, as when a handler holds the GIL, and has not before the last heartbeat.
+            ages = {"no heartbeat": min(ages.values())}
+        for what, age in ages.items():
             if age > self.hang_timeout_seconds:
                 return f"hang: {what} for {age:.1f} s"
         self._seen_running = min(heartbeats.values())

@@ -49,6 +49,9 @@ from understudy.runtime.supervision.strategy import Member, decide
 from understudy.runtime.telemetry.logs import LogFormat, configure_logging
 
 TICK_SECONDS = 0.5
+# The same while all children are up.
+IDLE_TICK_SECONDS = 2.0
+MIN_TICK_SECONDS = 0.05
 # How old its state file grows, up to a tick more, while nothing changes.
 HEARTBEAT_SECONDS = 0.9
 # A tick that comes later than this was held up: the machine was suspended, or this process was stopped.
@@ -94,6 +97,7 @@ class Supervisor(ControlActor):
         self._stop_turn: Child | None = None
         self._not_drained: list[str] = []
         self._next_tick = 0.0
+        self._tick_number = 0
         self._save_failed = False
         self._saved_at = 0.0
 
@@ -142,8 +146,7 @@ class Supervisor(ControlActor):
             if child.name in known:
                 child.inherit(known[child.name], start.reason)
         self._queue.extend(self._children)
-        self._next_tick = boottime() + TICK_SECONDS
-        self._after(TICK_SECONDS, self._tick)
+        self._plan_tick(TICK_SECONDS)
         self._start_next()
 
     def _start_next(self) -> None:
@@ -188,6 +191,7 @@ class Supervisor(ControlActor):
         child.began(process, address, boottime())
         self.watch(child.pidfd, partial(self._on_exit, child))
         self.send(address, child.start_message())
+        self._watch_closely()
         self._save()
 
     def _forked(self, address: Any) -> BaseProcess | None:
@@ -354,11 +358,21 @@ class Supervisor(ControlActor):
 
     # Watching
 
-    def _tick(self) -> None:
+    def _plan_tick(self, seconds: float) -> None:
+        self._next_tick = boottime() + seconds
+        self._tick_number += 1
+        self._after(seconds, partial(self._tick, self._tick_number))
+
+    def _watch_closely(self) -> None:
+        """Look at the children soon: one of them has a deadline from now on."""
+        if self._next_tick - boottime() > TICK_SECONDS:
+            self._plan_tick(TICK_SECONDS)
+
+    def _tick(self, number: int) -> None:
+        if number != self._tick_number:
+            return
         now = boottime()
         late = now - self._next_tick
-        self._next_tick = now + TICK_SECONDS
-        self._after(TICK_SECONDS, self._tick)
         if late > LATE_SECONDS:
             self._forgive(late, now)
         for child in self._children:
@@ -366,6 +380,17 @@ class Supervisor(ControlActor):
                 self._check(child, now)
         if now - self._saved_at > HEARTBEAT_SECONDS:
             self._save()
+        self._plan_tick(self._seconds_to_tick(now))
+
+    def _seconds_to_tick(self, now: float) -> float:
+        running = [child for child in self._children if child.process is not None]
+        if self._state != "up" or not running or any(child.state != "up" for child in running):
+            return TICK_SECONDS
+        # A tick that was planned for much later would not be late enough after a suspension to forgive it.
+        seconds = max(TICK_SECONDS, min(child.hang_timeout_seconds for child in running) / 4)
+        # In time for what hangs, if it does: an event that it holds is redelivered soon after that.
+        hangs_at = min(child.hangs_at for child in running)
+        return max(MIN_TICK_SECONDS, min(IDLE_TICK_SECONDS, seconds, hangs_at - now))
 
     def _forgive(self, late: float, now: float) -> None:
         """Reset every deadline: while this process stood still, its children could not be watched."""
@@ -420,6 +445,7 @@ class Supervisor(ControlActor):
         self._stop_deadline = boottime() + timeout_seconds
         self._to_stop = deque(child for child in reversed(children) if child.process is not None)
         self._quiesce(children)
+        self._watch_closely()
         self._save()
         self._stop_next()
 

@@ -80,3 +80,24 @@ def test_failures_in_a_row_end_with_a_healthy_time(tmp_path: Path, seconds_up: f
     process: Any = Ended()
     child.process, child.up_since = process, boottime() - seconds_up
     assert child.status().failures == failures
+
+
+@pytest.mark.parametrize(
+    ("data", "control", "hang"),
+    [
+        (0.5, 2.7, ""),
+        (8.5, 0.5, "hang: no heartbeat for 8.5 s"),
+        (0.5, 8.5, "hang: no heartbeat of its control thread for 8.5 s"),
+        # Both have stood still since the younger one.
+        (6.1, 8.5, ""),
+        (8.1, 10.5, "hang: no heartbeat for 8.1 s"),
+    ],
+)
+def test_a_part_that_stands_still_is_named_and_all_of_it_has_its_whole_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: float, control: float, hang: str
+) -> None:
+    """Threads beat at different times: what stops both has not lasted since the older heartbeat."""
+    child = child_of(cell("steady", hang_timeout_seconds=8.0), tmp_path)
+    ages = {"no heartbeat": 100.0 - data, "no heartbeat of its control thread": 100.0 - control}
+    monkeypatch.setattr(Child, "_heartbeats", lambda _: ages)
+    assert child.hang(now=100.0) == hang
