@@ -30,7 +30,13 @@ from understudy.runtime.cell.paused import read_paused
 from understudy.runtime.cell.pipeline import Pipeline
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.cell.state import States
-from understudy.runtime.cell.status import HEARTBEAT_SECONDS, CellState, Pause, boottime
+from understudy.runtime.cell.status import (
+    HEARTBEAT_SECONDS,
+    IDLE_HEARTBEAT_SECONDS,
+    CellState,
+    Pause,
+    boottime,
+)
 from understudy.runtime.cell.takeover import TakenOver, Takeover
 from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
 from understudy.runtime.jetstream import api, connection
@@ -102,6 +108,12 @@ class Cell:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: asyncio.Future[None] | None = None
         self._background: list[asyncio.Task[None]] = []
+        # Set to have the next heartbeat now, and at each for a moment.
+        self._awake = asyncio.Event()
+        self._beaten = asyncio.Event()
+        # Whether nothing had happened before the last heartbeat, so that the next one is far.
+        self._idle = False
+        self._received_before = 0
         self._draining = False
         # Why it isn't up, each empty if that is no reason.
         self._halted = ""
@@ -306,6 +318,7 @@ class Cell:
             self._fail,
             self._pin,
             self._options.concurrency,
+            self._awake.set,
         )
         self._pipeline = Pipeline(
             actor=actor,
@@ -489,6 +502,10 @@ class Cell:
         self._received += 1
         if delivery_count > 1:
             self._status.count("redelivered")
+        if self._idle:
+            self._idle = False
+            self._now = boottime()
+            self._awake.set()
         held = self._mailbox.get(sequence)
         if held is not None:
             # The server gave up waiting for us, as after a long loss of the connection; we still have it.
@@ -570,20 +587,43 @@ class Cell:
         return Pin(self._ownership, self._ack_wait_seconds, taken_over.pin_id)
 
     async def _beat(self) -> None:
-        seconds = min(HEARTBEAT_SECONDS, self._options.hang_timeout_seconds / 4)
+        """Show that this thread runs: every heartbeat, and while idle mostly when it is awake anyway.
+
+        To wake a thread costs several times what it then does here.
+        """
+        hang_timeout_seconds = self._options.hang_timeout_seconds
+        seconds = min(HEARTBEAT_SECONDS, hang_timeout_seconds / 4)
+        idle_seconds = min(IDLE_HEARTBEAT_SECONDS, hang_timeout_seconds / 3)
         while True:
+            self._awake.clear()
             self._status.beat()
             # The time that new ledger entries carry: a heartbeat's age makes no difference to an ack_wait.
             self._now = boottime()
             self._report()
             self._show_pause()
-            await asyncio.sleep(seconds)
+            received, self._received_before = self._received_before, self._total_received
+            self._idle = self._prepared and self._mailbox.is_empty() and received == self._total_received
+            self._beaten.set()
+            self._beaten.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(idle_seconds if self._idle else seconds):
+                    await self._awake.wait()
+
+    async def _heartbeats(self, seconds: float) -> None:
+        """Return with the first heartbeat after so long, for which the thread is awake anyway.
+
+        Args:
+            seconds: at least.
+        """
+        since = boottime()
+        while boottime() - since < seconds:
+            await self._beaten.wait()
 
     async def _extend(self) -> None:
         """Begin the `ack_wait` of everything held anew, each third of it."""
         third = self._ack_wait_seconds / 3
         while True:
-            await asyncio.sleep(third / 2)
+            await self._heartbeats(third / 4)
             if self._client is None or not self._client.is_connected:
                 continue
             now = boottime()
@@ -700,7 +740,7 @@ class Cell:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(CHECK_SECONDS)
+            await self._heartbeats(CHECK_SECONDS)
             if not self._prepared:
                 continue
             stalled = self._watchdog.stalled

@@ -18,11 +18,11 @@ from understudy.actors.errors import BrokerError
 from understudy.runtime.cell.cellfile import CellFile
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.mailbox import Mailbox
-from understudy.runtime.cell.status import HEARTBEAT_SECONDS, boottime
+from understudy.runtime.cell.status import HEARTBEAT_SECONDS, IDLE_HEARTBEAT_SECONDS, boottime
 from understudy.runtime.jetstream import api
 from understudy.runtime.jetstream.connection import Connection
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject
-from understudy.runtime.jetstream.subscription import EXPIRES_SECONDS
+from understudy.runtime.jetstream.subscription import IDLE_EXPIRES_SECONDS
 
 # How many sequences are given back before the server is asked whether that was all, and how many times more
 # the next time.
@@ -88,7 +88,8 @@ class SoleOwner:
         """
         after_death = boottime() - seconds_ago - self._candidate_died_at
         # The heartbeat by which the death is dated may be a little older, and its last request lived on.
-        return -HEARTBEAT_SECONDS <= after_death <= EXPIRES_SECONDS + 2 * HEARTBEAT_SECONDS
+        latest = IDLE_HEARTBEAT_SECONDS + IDLE_EXPIRES_SECONDS + HEARTBEAT_SECONDS
+        return -HEARTBEAT_SECONDS <= after_death <= latest
 
     async def lost(self, *, give_back: bool) -> None:
         """Drop what isn't being handled, since it isn't ours any more.

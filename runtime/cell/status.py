@@ -14,6 +14,9 @@ MAGIC = b"USTDYCEL"
 PAGE = 4096
 STATUS_OFFSET = PAGE
 HEARTBEAT_SECONDS = 0.5
+# The same while nothing happens; a little more than the time after which an idle cell asks its stream again,
+# and is awake anyway.
+IDLE_HEARTBEAT_SECONDS = 2.25
 STATUS_LENGTH = 2 * PAGE
 _REASON_OFFSET = STATUS_OFFSET + PAGE
 

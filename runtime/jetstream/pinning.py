@@ -100,7 +100,9 @@ class Pin:
     async def keep(self, client: Client, stream: str, durable: str) -> None:
         """Keep the pin while nothing is asked for; never returns."""
         while True:
-            await asyncio.sleep(self._keep_seconds / 4)
+            # Most often it was asked for something not long ago.
+            remaining = self._asked_at + self._keep_seconds - time.monotonic()
+            await asyncio.sleep(max(remaining, self._keep_seconds / 4))
             quiet = time.monotonic() - self._asked_at
             if self.id and quiet >= self._keep_seconds and client.is_connected:
                 with contextlib.suppress(nats.errors.Error):

@@ -27,6 +27,7 @@ from nats.aio.subscription import Subscription
 
 from understudy.actors.errors import BrokerError
 from understudy.runtime.jetstream import api, headers
+from understudy.runtime.jetstream.changes import NANOSECONDS
 from understudy.runtime.jetstream.fast_lane import FastClient, Receiver
 from understudy.runtime.jetstream.pinning import (
     Pin,
@@ -42,11 +43,16 @@ from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subjec
 # Short, because a drain waits until every request is filled or has expired. It also stands in for idle
 # heartbeats: a request is answered within it, or was lost.
 EXPIRES_SECONDS = 1.0
+# The same while nothing comes: what an idle cell costs is mostly to ask again.
+IDLE_EXPIRES_SECONDS = 2.0
+# So many requests in a row have brought nothing until then.
+IDLE_AFTER_REQUESTS = 3
 # A request that the server never answers was lost on the way: its expiry is long past.
 LOST_AFTER_SECONDS = 2.0
 RETRY_SECONDS = 0.25
 # So often a standby looks whether there is an owner, and an owner that asks for nothing whether it still is.
 LOOK_SECONDS = 2.0
+IDLE_LOOK_SECONDS = 4.0
 # An open request is told of its consumer's end. Without one for so long, the consumer is looked at before it
 # is asked again: it may be another of the same name.
 UNHEARD_SECONDS = 0.1
@@ -54,7 +60,6 @@ WARN_AGAIN_SECONDS = 60.0
 # So long it leaves a consumer whose owner the server has forgotten to that owner.
 GRACE_SECONDS = 1.0
 REQUESTS = 2
-_EXPIRES_NANOSECONDS = round(EXPIRES_SECONDS * 1_000_000_000)
 _NO_LIMIT = 1 << 30
 _log = structlog.get_logger("understudy.subscription")
 
@@ -78,37 +83,49 @@ class Room(Protocol):
 class _Request:
     """One of the pull requests that may be open at once, under an inbox of its own."""
 
-    __slots__ = ("inbox", "number", "opened_at", "outstanding", "reserved", "subscription")
+    __slots__ = (
+        "asked",
+        "expires_at",
+        "inbox",
+        "number",
+        "opened_at",
+        "outstanding",
+        "reserved",
+        "subscription",
+    )
 
     def __init__(self, inbox: str) -> None:
         self.inbox = inbox
         self.subscription: Subscription | None = None
         self.number = 0
+        self.asked = 0
         self.outstanding = 0
         self.reserved = 0
-        self.opened_at = 0.0
+        self.opened_at = self.expires_at = 0.0
 
     @property
     def lost_at(self) -> float:
         """When its answer is long overdue."""
-        return self.opened_at + EXPIRES_SECONDS + LOST_AFTER_SECONDS
+        return self.expires_at + LOST_AFTER_SECONDS
 
     @property
     def reply(self) -> str:
         """Where its status frames come, which differs from request to request: one may come late."""
         return f"{self.inbox}.{self.number}"
 
-    def open(self, messages: int, size: int) -> None:
+    def open(self, messages: int, size: int, seconds: float) -> None:
         """Begin anew.
 
         Args:
             messages: how many are asked for.
             size: how many bytes they may have, 0 without a bound.
+            seconds: how long it may wait for them.
         """
         self.number += 1
-        self.outstanding = messages
+        self.asked = self.outstanding = messages
         self.reserved = size
         self.opened_at = time.monotonic()
+        self.expires_at = self.opened_at + seconds
 
     def end(self) -> None:
         """Expect nothing more."""
@@ -130,6 +147,8 @@ class PullSubscription:
         pin: a sole owner's; None for a consumer that many may share.
         lanes: how many deliveries may be handled at once; as long as they have no more, any room is worth a
             request.
+        expired: called in the event loop each time the time of a request was up before it was filled; may not
+            block or raise.
     """
 
     def __init__(
@@ -144,6 +163,7 @@ class PullSubscription:
         failed: Callable[[BrokerError], None],
         pin: Pin | None = None,
         lanes: int = 1,
+        expired: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._next = next_subject(stream, durable)
@@ -156,6 +176,7 @@ class PullSubscription:
         self._failed = failed
         self._pin = pin
         self._lanes = lanes
+        self._expired = expired
         self._requests: list[_Request] = []
         self._epoch = 0
         self._connected = client.is_connected
@@ -167,7 +188,9 @@ class PullSubscription:
         self._too_few_bytes = 0
         # What the consumer's configuration allows a request at most.
         self._max_batch = self._max_bytes = _NO_LIMIT
-        self._expires = _EXPIRES_NANOSECONDS
+        self._max_expires_seconds = IDLE_EXPIRES_SECONDS
+        # How many requests in a row have brought nothing.
+        self._in_vain = 0
         # Of an owner that was just pinned or has reconnected, until all that came again is there; by stream
         # sequence, since what is given back by two may come twice.
         self._gathered: dict[int, tuple[bytes, bytes, bytes, bytes]] | None = None
@@ -237,7 +260,7 @@ class PullSubscription:
         Unsubscribing earlier strands messages that are on their way until `ack_wait`.
         """
         self.quiesce()
-        deadline = time.monotonic() + EXPIRES_SECONDS + LOST_AFTER_SECONDS
+        deadline = time.monotonic() + IDLE_EXPIRES_SECONDS + LOST_AFTER_SECONDS
         while self._outstanding() > 0 and self._client.is_connected:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -312,7 +335,12 @@ class PullSubscription:
             return 0.0
         if self._is_candidate():
             return await self._stand_by(now)
-        if self._pin is not None and now >= self._look_at and self._outstanding() == 0:
+        if (
+            self._pin is not None
+            and now >= self._look_at
+            and self._outstanding() == 0
+            and self._demand() is None
+        ):
             # The server tells only who asks that another is pinned.
             await self.look_for_owner()
             if self._is_candidate():
@@ -323,7 +351,8 @@ class PullSubscription:
                 if demand is None:
                     break
                 await self._ask(request, demand)
-        return LOST_AFTER_SECONDS
+        # Its expiry comes before; only one that is lost has to be looked for.
+        return min((one.lost_at - now for one in self._requests if one.outstanding > 0), default=LOOK_SECONDS)
 
     async def _look_up(self) -> dict[str, Any] | None:
         """Learn what the consumer allows, and fail if it isn't there or isn't the one that we know.
@@ -347,10 +376,14 @@ class PullSubscription:
             return None
         self._max_batch = config.get("max_batch") or _NO_LIMIT
         self._max_bytes = config.get("max_bytes") or _NO_LIMIT
-        self._expires = min(config.get("max_expires") or _EXPIRES_NANOSECONDS, _EXPIRES_NANOSECONDS)
+        max_expires = config.get("max_expires")
+        self._max_expires_seconds = max_expires / NANOSECONDS if max_expires else IDLE_EXPIRES_SECONDS
         self._heard_at = time.monotonic()
         self._refused = False
         return info
+
+    def _is_idle(self) -> bool:
+        return self._in_vain >= IDLE_AFTER_REQUESTS
 
     def _is_candidate(self) -> bool:
         return self._pin is not None and not self._pin.id
@@ -369,10 +402,11 @@ class PullSubscription:
         return self._look_at - now
 
     async def _ask(self, request: _Request, demand: dict[str, Any]) -> None:
-        request.open(demand["batch"], demand.get("max_bytes", 0))
+        seconds = min(IDLE_EXPIRES_SECONDS if self._is_idle() else EXPIRES_SECONDS, self._max_expires_seconds)
+        request.open(demand["batch"], demand.get("max_bytes", 0), seconds)
         # The server must see the acks first: their room is what is asked for.
         await self._settlement.flush()
-        demand = demand | {"expires": self._expires}
+        demand = demand | {"expires": round(seconds * NANOSECONDS)}
         body = json.dumps(demand).encode() if self._pin is None else self._pin.request(demand)
         await self._client.publish(self._next, body, reply=request.reply)
 
@@ -428,6 +462,7 @@ class PullSubscription:
             request.outstanding -= 1
             self._too_few_bytes = 0
             if request.outstanding <= 0 or request.reserved == 0:
+                self._in_vain = 0
                 self._end(request)
             if self._gathered is None:
                 deliver(subject, reply, block, body)
@@ -462,10 +497,14 @@ class PullSubscription:
             self._not_before = time.monotonic() + RETRY_SECONDS
             self._refused = True
         # So many won't come. The others may, after it, from a consumer with replicas.
+        brought_nothing = request.outstanding == request.asked
         pending = headers.find(block, b"Nats-Pending-Messages") or ""
         request.outstanding -= int(pending) if pending.isdigit() else request.outstanding
         if request.outstanding <= 0:
             self._end(request)
+        if description == "Request Timeout":
+            self._in_vain = self._in_vain + 1 if brought_nothing else 0
+            self._expired()
 
     def _end(self, request: _Request) -> None:
         request.end()
@@ -500,6 +539,7 @@ class PullSubscription:
             return
         # The broker was restarted: who was the owner may still be, and comes back as we do.
         self._not_before = time.monotonic() + GRACE_SECONDS if stood_by and not self._owner else 0.0
+        self._in_vain = 0
         count = REQUESTS if isinstance(self._client, FastClient) else 1
         self._requests = [_Request(self._client.new_inbox()) for _ in range(count)]
         for request in self._requests:
@@ -515,7 +555,8 @@ class PullSubscription:
         """Find out whether the consumer is ours, another's or nobody's."""
         pin = self._pin
         assert pin is not None
-        self._look_at = time.monotonic() + (RETRY_SECONDS if pin.ownership.was_born(0.0) else LOOK_SECONDS)
+        seconds = IDLE_LOOK_SECONDS if self._is_idle() else LOOK_SECONDS
+        self._look_at = time.monotonic() + (RETRY_SECONDS if pin.ownership.was_born(0.0) else seconds)
         info = await self._look_up()
         if info is None:
             return
@@ -616,7 +657,7 @@ class PullSubscription:
         requests, self._requests = self._requests, []
         for request in requests:
             if request.outstanding > 0:
-                self._closed_requests_end_at = request.opened_at + EXPIRES_SECONDS
+                self._closed_requests_end_at = request.expires_at
             if request.subscription is None:
                 continue
             if isinstance(self._client, FastClient):

@@ -164,6 +164,7 @@ async def test_the_room_of_a_confirmed_ack_is_asked_for_at_once(orders: Bench) -
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A watchdog that looks often."""
     monkeypatch.setattr(cells, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(cells, "IDLE_HEARTBEAT_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -290,6 +290,7 @@ async def test_a_pause_during_the_drain_changes_nothing_but_what_is_begun(orders
 async def test_the_watchdog_raises_no_alarm(orders: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the stream has work, and what is held could be begun."""
     monkeypatch.setattr(cells, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(cells, "IDLE_HEARTBEAT_SECONDS", 0.05)
     looks = 0
     look = Watchdog.look
 

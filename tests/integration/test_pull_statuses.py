@@ -407,6 +407,25 @@ async def test_an_idle_heartbeat_ends_nothing(broker: Bench, consumer: Consumer)
         assert warnings(logs) == []
 
 
+async def test_requests_live_longer_while_they_bring_nothing(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the fourth on, until something comes."""
+    monkeypatch.setattr(subscription, "EXPIRES_SECONDS", 0.1)
+    monkeypatch.setattr(subscription, "IDLE_EXPIRES_SECONDS", 0.2)
+    await consumer.make()
+    pull = await consumer.pulling(Room(16))
+    pull.start()
+    await until(lambda: len(consumer.requests) == 5)
+    await consumer.publish(1)
+    await until(lambda: len(pull.room.held) == 1)
+    asked = len(consumer.requests)
+    await until(lambda: len(consumer.requests) == asked + 1)
+    expires = [demand["expires"] / 1e9 for _, demand in consumer.requests]
+    assert expires == [0.1] * 3 + [0.2] * (asked - 3) + [0.1]
+    await consumer.drained(pull, 1)
+
+
 async def test_a_lost_request_is_given_up_after_its_time(
     broker: Bench, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
