@@ -282,6 +282,7 @@ class Cell:
             client, self._burst_ended, burst=max(1, min(BURST, self._mailbox.bound // ACKED_SHARE))
         )
         attempts = await AttemptStore.open(client, attempts_bucket(run.app), spec.durable, stream["created"])
+        mark_store = await self._open_marks(client, window)
         takeover = Takeover(
             client=client,
             settlement=self._settlement,
@@ -328,7 +329,7 @@ class Cell:
             window=window,
             settlement=self._settlement,
             attempts=attempts,
-            mark_store=await self._open_marks(client, window),
+            mark_store=mark_store,
             mailbox=self._mailbox,
             ledger=self._ledger,
             status=self._status,

@@ -209,6 +209,8 @@ class Takeover:
             stream_created=self._identity.stream_created,
             is_handled=entry.state is SlotState.HANDLED,
         )
+        if delivery.is_handled:
+            self._ledger.handled(delivery.slot)
         self._mailbox.take_over(delivery)
         return delivery
 

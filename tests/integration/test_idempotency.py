@@ -14,17 +14,18 @@ import structlog
 from support.cells import Bench, CellRun, bench, both_lanes, until
 from support.nats import NatsServer
 from understudy.actors.actor import Actor
-from understudy.actors.context import Context
+from understudy.actors.context import BatchContext, Context
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.idempotency import Idempotency
 from understudy.actors.options import OptionKeywords
 from understudy.actors.outcomes import Reject
-from understudy.actors.policies import Mailbox, RetryPolicy
+from understudy.actors.policies import Batch, Mailbox, RetryPolicy
 from understudy.runtime.app import App
+from understudy.runtime.cell.failures import ActorFailed
 from understudy.runtime.jetstream.api import stream_info
 from understudy.runtime.jetstream.topology import ensure_topology
-from understudy.runtime.stores.idempotency import mark_name
+from understudy.runtime.stores.idempotency import Mark, mark_name
 from understudy.runtime.stream import Stream
 
 FAST = RetryPolicy(max_attempts=3, min_delay_seconds=0.01, max_delay_seconds=0.05)
@@ -356,3 +357,231 @@ async def test_a_broker_that_restarts_in_the_middle(orders: Bench, nats_server: 
     await until(lambda: cell.status.held == 0)
     assert len(set(book.keys)) == len(book.keys) == 400
     assert cell.status.counters["failed"] == 0
+
+
+class Batches:
+    """What the batch handlers of a test were given, and what they are to fail.
+
+    Attributes:
+        batches: the keys of each.
+        failing: keys, which are failed once.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.failing: set[str] = set()
+
+    @property
+    def keys(self) -> list[str]:
+        """Those of all batches."""
+        return [key for batch in self.batches for key in batch]
+
+    def loading(self, size: int, **options: Unpack[OptionKeywords]) -> App:
+        """Return an app whose actor takes batches, and writes them down here."""
+        book = self
+        options = {"idempotency": HOUR, "retry": FAST, **options}
+
+        class Loading(Actor, **options):
+            @handles(batch=Batch(size=size, timeout_seconds=0.05))
+            async def placed(self, events: list[Placed], ctx: BatchContext) -> None:
+                keys = [delivery.idempotency_key for delivery in ctx.deliveries]
+                book.batches.append(keys)
+                for index, key in enumerate(keys):
+                    if key in book.failing:
+                        book.failing.discard(key)
+                        ctx.fail(index, ValueError("once"))
+
+        return App("shop", streams=[Stream("ORDERS", subjects=["orders.>"])], children=[Loading])
+
+
+async def place_all(orders: Bench, app: App, keys: str) -> CellRun:
+    """Publish an order for each key, a letter, and start the cell when all are there."""
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    for number, key in enumerate(keys):
+        await place(orders, number, {ORIGINAL_ID: key}, reference=key)
+    return await orders.cell(app)
+
+
+async def test_a_batch_has_none_that_was_handled_before(orders: Bench) -> None:
+    """Neither in an earlier batch, nor in itself."""
+    book = Batches()
+    app = book.loading(4)
+    cell = await place_all(orders, app, "abacbddeadfe")
+    await orders.settled(app)
+    await until(lambda: counts(cell) == (6, 6, 0))
+    assert sorted(book.keys) == list("abcdef")
+    assert book.batches[0] == ["a", "b", "c"]
+    assert set(await marks(orders)) == set("abcdef")
+
+
+@pytest.mark.parametrize("options", [{}, {"key": "reference"}, {"concurrency": 4}])
+async def test_a_batch_s_repeats_follow_the_fate_of_the_first(orders: Bench, options: OptionKeywords) -> None:
+    """What failed isn't marked, its repeat is tried in turn, and only one of them is handled."""
+    book = Batches()
+    book.failing = {"b", "d"}
+    app = book.loading(6, **options)
+    cell = await place_all(orders, app, "abbcddab")
+    await orders.settled(app)
+    await until(lambda: counts(cell) == (4, 4, 0))
+    assert {key: book.keys.count(key) for key in "abcd"} == {"a": 1, "b": 2, "c": 1, "d": 2}
+    assert set(await marks(orders)) == set("abcd")
+
+
+async def test_a_batch_that_can_t_be_marked_waits_for_the_bucket(orders: Bench) -> None:
+    """It isn't handled again, and neither are its repeats."""
+    book = Batches()
+    app = book.loading(4)
+    cell = await orders.cell(app)
+    await orders.client.jetstream().delete_stream(BUCKET)
+    for number, key in enumerate("abcdabcd"):
+        await place(orders, number, {ORIGINAL_ID: key})
+    await until(lambda: cell.status.state == "paused")
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    await orders.settled(app)
+    await until(lambda: counts(cell) == (4, 4, 0))
+    assert sorted(book.keys) == list("abcd")
+
+
+async def test_the_memory_knows_what_this_cell_has_handled(orders: Bench) -> None:
+    """And no bucket is made; the next generation knows nothing."""
+    book = Book()
+    app = book.billing(idempotency=MEMORY)
+    cell = await orders.cell(app)
+    for number, key in enumerate("abca"):
+        await place(orders, number, {ORIGINAL_ID: key})
+    await until(lambda: counts(cell) == (3, 1, 0))
+    assert await stream_info(orders.client, BUCKET) is None
+    await cell.stop()
+    await cell.start()
+    await place(orders, 4, {ORIGINAL_ID: "a"})
+    await until(lambda: counts(cell) == (1, 0, 0))
+    assert book.numbers == [0, 1, 2, 4]
+
+
+async def test_a_cell_remembers_no_more_than_its_capacity(orders: Bench) -> None:
+    """What it has forgotten it handles again, where its memory is all there is."""
+    book = Book()
+    app = book.billing(idempotency=Idempotency(window_seconds=3600, store="memory", capacity=2))
+    cell = await orders.cell(app)
+    for number, key in enumerate("abbcca"):
+        await place(orders, number, {ORIGINAL_ID: key})
+    await until(lambda: counts(cell) == (4, 2, 0))
+    assert "".join(book.keys) == "abca"
+
+
+async def test_with_double_ack_it_is_marked_before_the_ack_is_confirmed(orders: Bench) -> None:
+    book = Book()
+    app = book.billing(double_ack=True)
+    cell = await orders.cell(app)
+    for number, key in enumerate("aab"):
+        await place(orders, number, {ORIGINAL_ID: key})
+    await until(lambda: counts(cell) == (2, 1, 0))
+    await orders.settled(app)
+    assert await marks(orders) == {"a": 1, "b": 1}
+
+
+async def test_what_died_between_its_handler_and_its_mark_is_not_handled_again(orders: Bench) -> None:
+    """The cell file says that it is handled: the replacement marks it, and acks it."""
+    book = Book()
+    book.go_on.clear()
+    app = book.billing()
+    cell = await orders.cell(app)
+    for number, key in enumerate("abab"):
+        await place(orders, number, {ORIGINAL_ID: key})
+    await until(lambda: book.keys == ["a"])
+    await orders.client.jetstream().delete_stream(BUCKET)
+    book.go_on.set()
+    # Both are handled and can't be marked; of their repeats the cell knows by itself.
+    await until(lambda: cell.status.state == "paused" and counts(cell) == (0, 2, 0))
+    assert cell.cell is not None
+    cell.cell._fail(ActorFailed("on purpose"))
+    assert cell.task is not None
+    with pytest.raises(ActorFailed):
+        await cell.task
+    await cell.vanish()
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    await cell.start(reason="killed by SIGKILL", crashed=True)
+    await orders.settled(app)
+    await until(lambda: cell.status.held == 0)
+    assert book.keys == ["a", "b"]
+    assert counts(cell) == (2, 0, 0)
+    assert await marks(orders) == {"a": 1, "b": 1}
+
+
+async def test_what_died_between_its_mark_and_its_ack_is_not_handled_again(orders: Bench) -> None:
+    """Nor does the replacement take the mark of the dead cell for another's."""
+    book = Book()
+    app = book.billing()
+    cell = await orders.cell(app)
+    assert cell.cell is not None
+    cell.cell._settlement.ack = lambda reply: None  # type: ignore[method-assign]
+    cell.cell._mailbox.done = lambda delivery: None  # type: ignore[method-assign]
+    await place(orders, 1, {ORIGINAL_ID: "a"})
+
+    async def is_marked() -> bool:
+        return await marks(orders) == {"a": 1}
+
+    await until(is_marked)
+    cell.cell._fail(ActorFailed("on purpose"))
+    assert cell.task is not None
+    with pytest.raises(ActorFailed):
+        await cell.task
+    await cell.vanish()
+    with structlog.testing.capture_logs() as logged:
+        await cell.start(reason="killed by SIGKILL", crashed=True)
+        await orders.settled(app)
+    assert book.numbers == [1]
+    assert counts(cell) == (1, 0, 0)
+    assert [entry["event"] for entry in logged if entry["log_level"] == "warning"] == []
+
+
+async def test_a_drain_leaves_what_is_handled_to_the_next_start(orders: Bench) -> None:
+    """Given back, it would be handled again by whoever gets it."""
+    book = Book()
+    book.go_on.clear()
+    app = book.billing()
+    cell = await orders.cell(app)
+    await place(orders, 0, {ORIGINAL_ID: "a"})
+    await until(lambda: book.numbers == [0])
+    await orders.client.jetstream().delete_stream(BUCKET)
+    book.go_on.set()
+    await until(lambda: cell.status.state == "paused")
+    await cell.stop()
+    assert (await orders.backlog(app)).ack_pending == 1
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    await cell.start()
+    await orders.settled(app)
+    assert book.numbers == [0]
+    assert await marks(orders) == {"a": 1}
+
+
+async def test_a_deleted_mark_lets_the_event_be_handled_again(orders: Bench) -> None:
+    """As an operator may want it; the deletion leaves a marker, which is no mark."""
+    book = Book()
+    app = book.billing(idempotency=Idempotency(window_seconds=3600, capacity=1))
+    cell = await orders.cell(app)
+    for number, key in enumerate("ab"):
+        await place(orders, number, {ORIGINAL_ID: key})
+    await orders.settled(app)
+    bucket = await orders.client.jetstream().key_value("shop-idempotency")
+    await bucket.delete("shop-billing.a")
+    for number in (2, 3):
+        await place(orders, number, {ORIGINAL_ID: "a"})
+    await until(lambda: counts(cell) == (3, 1, 0))
+    assert book.numbers == [0, 1, 2]
+    entry = await bucket.get("shop-billing.a")
+    assert entry.value
+
+
+async def test_the_mark_of_a_hashed_key_says_the_key(orders: Bench) -> None:
+    book = Book()
+    app = book.billing()
+    await orders.cell(app)
+    key = "a key with spaces, " * 20
+    await place(orders, 1, {ORIGINAL_ID: key})
+    await orders.settled(app)
+    bucket = await orders.client.jetstream().key_value("shop-idempotency")
+    entry = await bucket.get(f"shop-billing.{mark_name(key.strip())}")
+    assert entry.value is not None
+    mark = msgspec.json.decode(entry.value, type=Mark)
+    assert mark == Mark("billing/0 test-run 1", 1, key[:200])
