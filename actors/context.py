@@ -2,10 +2,12 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Delivery(Protocol):
@@ -52,6 +54,39 @@ class Delivery(Protocol):
         """The W3C id of this handling."""
 
 
+class Guard(Protocol):
+    """Guards the calls of a service: `async with`, in a thread `with`, or as a decorator.
+
+    Entering raises CircuitOpen while the breaker is open, and BulkheadFull if `max_concurrent` calls go on
+    running. A failure inside counts against the breaker and passes on as it is; a cancellation, `Retry`,
+    `Reject` and what the breaker excludes don't count. One guard guards one call at a time; what it decorates
+    may be called as often at once as one likes.
+    """
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+    def __call__(self, function: _Function, /) -> _Function:
+        """Returns the function guarded; what isn't a coroutine function is for threads alone."""
+
+
 class Context(ABC):
     """The optional second parameter of a handler, valid until the handler has returned."""
 
@@ -89,10 +124,13 @@ class Context(ABC):
         """
 
     @abstractmethod
-    def breaker(self, name: str) -> AbstractAsyncContextManager[None]:
+    def breaker(self, name: str) -> Guard:
         """Guards a block: `async with ctx.breaker("payments"):`; raises CircuitOpen while it is open.
 
-        A failure inside counts against the breaker and passes on; a cancellation never counts. A name that
+        In a `def` handler, which runs in a thread, write `with`. As a decorator it guards each call of a
+        function: `charge = ctx.breaker("payments")(client.charge)`; a coroutine function stays one.
+
+        A handler that lets CircuitOpen pass has its delivery held, and no attempt is counted. A name that
         neither the actor nor the app declares is an error that lists those that are.
         """
 
@@ -153,7 +191,7 @@ class BatchContext(ABC):
         """
 
     @abstractmethod
-    def breaker(self, name: str) -> AbstractAsyncContextManager[None]:
+    def breaker(self, name: str) -> Guard:
         """Guards a block, as `Context.breaker` does; a CircuitOpen that passes holds the whole batch."""
 
     @abstractmethod

@@ -12,7 +12,8 @@ UnderstudyError
 │   ├── BrokerRefused                     a server answers and says no
 │   └── PublishError                      an event was not confirmed by its stream
 ├── StateError                            an actor's state can't be stored or read
-└── CircuitOpen                           a circuit breaker lets no call through for now
+├── CircuitOpen                           a circuit breaker lets no call through for now
+└── BulkheadFull                          so many guarded calls run already that one more waited in vain
 
 `Retry` and `Reject` (understudy.actors.outcomes) are outcomes of a handler, not errors.
 """
@@ -115,3 +116,25 @@ class CircuitOpen(UnderstudyError):
 
     def __reduce__(self) -> tuple[type["CircuitOpen"], tuple[str, float]]:
         return type(self), (self.breaker, self.retry_after_seconds)
+
+
+class BulkheadFull(UnderstudyError):
+    """A breaker's `max_concurrent` calls were running all the time that this one could wait.
+
+    It says nothing of the service, and nothing of the event: a handler that lets it pass has its delivery
+    tried again in place, and no attempt is counted.
+    """
+
+    breaker: str
+    max_concurrent: int
+
+    def __init__(self, breaker: str, max_concurrent: int) -> None:
+        super().__init__(
+            f"circuit breaker {breaker!r}: {max_concurrent} calls are running, which is its max_concurrent, "
+            "and none has ended in time"
+        )
+        self.breaker = breaker
+        self.max_concurrent = max_concurrent
+
+    def __reduce__(self) -> tuple[type["BulkheadFull"], tuple[str, int]]:
+        return type(self), (self.breaker, self.max_concurrent)

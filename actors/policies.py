@@ -1,5 +1,6 @@
 """The values that say how much an actor holds, how it retries, and when it stops calling a sick service."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -101,13 +102,27 @@ class _Named(msgspec.Struct, metaclass=PolicyMeta, frozen=True):
 class CircuitBreaker(_Named, frozen=True, kw_only=True):
     """A breaker's settings, by the name that handlers use: `async with ctx.breaker("payments"):`.
 
-    It opens after `fail_max` failures in a row and lets one trial through after `reset_timeout_seconds`.
-    `timeout_seconds` bounds the guarded block, where given; running into it is a failure.
+    It opens after `fail_max` failures in a row, of all cells that share it, and lets one trial through after
+    `reset_timeout_seconds`; `success_threshold` trials in a row that succeed close it.
+
+    `timeout_seconds`, where given, bounds the guarded call, and running into it is a failure. In a thread a
+    call can't be cut short: one that took longer counts as a failure though it has returned.
+
+    `max_concurrent`, where given, is how many guarded calls a cell makes at once. One more waits for
+    `timeout_seconds` at most (as long as its handler may, without), and then raises BulkheadFull.
+
+    `excluded` are exception types, and functions of an exception that return whether it is excluded: what the
+    service answers on purpose, such as "no such customer". Such a call counts neither as failure nor as
+    success, and a trial that ends so is made again by the next delivery.
     """
 
     fail_max: int = 5
     reset_timeout_seconds: float = 30.0
     timeout_seconds: float | None = None
+    max_concurrent: int | None = None
+    success_threshold: int = 1
+    # Of `type[Exception] | Callable[[Exception], bool]`, which msgspec couldn't tell apart in a field.
+    excluded: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name, "CircuitBreaker")
@@ -116,3 +131,22 @@ class CircuitBreaker(_Named, frozen=True, kw_only=True):
         check_seconds(self.reset_timeout_seconds, f"{where}: reset_timeout_seconds")
         if self.timeout_seconds is not None:
             check_seconds(self.timeout_seconds, f"{where}: timeout_seconds")
+        if self.max_concurrent is not None:
+            check_integer(self.max_concurrent, f"{where}: max_concurrent", minimum=1)
+        check_integer(self.success_threshold, f"{where}: success_threshold", minimum=1)
+        # Their own types are no safeguard where nobody runs a type checker.
+        excluded: object = self.excluded
+        if not isinstance(excluded, list | tuple) or not all(map(_is_exclusion, excluded)):
+            raise DeclarationError(
+                f"{where}: excluded is {excluded!r}; give a list of exception classes, and of functions that "
+                "take an exception"
+            )
+        msgspec.structs.force_setattr(self, "excluded", tuple(excluded))
+
+    def is_excluded(self, error: Exception) -> bool:
+        """Returns whether `error` says nothing of the service."""
+        return any(isinstance(error, one) if isinstance(one, type) else one(error) for one in self.excluded)
+
+
+def _is_exclusion(value: object) -> bool:
+    return issubclass(value, Exception) if isinstance(value, type) else callable(value)

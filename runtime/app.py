@@ -30,12 +30,17 @@ ROOT = "root"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedChild:
-    """An actor as a cell runs it: its class, name and options as overridden, and what belongs to it."""
+    """An actor as a cell runs it: its class, name and options as overridden, and what belongs to it.
+
+    `breaker_keys` says by name where the cells that share a breaker have its state: the app's under its own
+    name, an actor's under the actor's and its own.
+    """
 
     actor_class: type[Actor]
     spec: ActorSpec
     args: Mapping[str, Any]
     breakers: Mapping[str, CircuitBreaker]
+    breaker_keys: Mapping[str, str]
     consumer: ConsumerSpec
 
     def make(self) -> Actor:
@@ -46,7 +51,8 @@ class ResolvedChild:
 class App:
     """A system of actors: `understudy run module:app` starts it.
 
-    `breakers` are shared by name by all its actors (an actor's own of the same name goes first); `strategy`,
+    `breakers` are shared by name by all its actors (an actor's own of the same name goes first, and is shared
+    by that actor's cells alone); `strategy`,
     `max_restarts` and `max_seconds` are those of the root supervisor. `revision` is raised by the user when
     a change of the tree or its options is deployed.
     """
@@ -99,6 +105,9 @@ class App:
             streams=tuple(self._streams.values()),
             consumers=tuple(self._consumers.values()),
             root=self._supervisor(self._root),
+            has_breakers=any(
+                self._breakers or child.spec.options.breakers for child in self._children.values()
+            ),
         )
 
     def child(self, name: str) -> ResolvedChild:
@@ -110,6 +119,10 @@ class App:
             spec=child.spec,
             args=child.args,
             breakers={**self._breakers, **own},
+            breaker_keys={
+                **{name: name for name in self._breakers},
+                **{name: f"{child.spec.name}.{name}" for name in own},
+            },
             consumer=self._consumers[name],
         )
 

@@ -91,10 +91,14 @@ def cell_names(supervisor: SupervisorSpec) -> list[str]:
 
 
 class AppSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole app; `root` is the supervisor that holds its children."""
+    """A whole app; `root` is the supervisor that holds its children.
+
+    `has_breakers` says that its cells share the state of circuit breakers, which takes a bucket.
+    """
 
     name: str
     revision: int
     streams: tuple[StreamSpec, ...]
     consumers: tuple[ConsumerSpec, ...]
     root: SupervisorSpec
+    has_breakers: bool = False

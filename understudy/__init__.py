@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from understudy.actors.actor import Actor
     from understudy.actors.context import BatchContext, Context, StartContext
-    from understudy.actors.errors import CircuitOpen, UnderstudyError
+    from understudy.actors.errors import BulkheadFull, CircuitOpen, UnderstudyError
     from understudy.actors.event import Event
     from understudy.actors.handlers import handles
     from understudy.actors.idempotency import Idempotency
@@ -27,6 +27,7 @@ __all__ = [
     "App",
     "Batch",
     "BatchContext",
+    "BulkheadFull",
     "Child",
     "CircuitBreaker",
     "CircuitOpen",
@@ -53,6 +54,7 @@ _MODULES = {
     "App": "understudy.runtime.app",
     "Batch": "understudy.actors.policies",
     "BatchContext": "understudy.actors.context",
+    "BulkheadFull": "understudy.actors.errors",
     "Child": "understudy.actors.supervision",
     "CircuitBreaker": "understudy.actors.policies",
     "CircuitOpen": "understudy.actors.errors",

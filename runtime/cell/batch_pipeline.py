@@ -13,7 +13,7 @@ import structlog
 
 from understudy.actors.errors import BrokerError, CircuitOpen
 from understudy.actors.handlers import HandlerSpec
-from understudy.runtime.breakers import Breakers
+from understudy.runtime.breakers.breakers import Breakers
 from understudy.runtime.cell.batches import HeldBatch
 from understudy.runtime.cell.calls import Calls
 from understudy.runtime.cell.context import CellBatchContext

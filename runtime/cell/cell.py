@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from understudy.actors.context import StartContext
 from understudy.actors.errors import BrokerError, DeclarationError
 from understudy.actors.state import StateCodec
 from understudy.runtime.app import App
-from understudy.runtime.breakers import Breakers
+from understudy.runtime.breakers.breakers import Breakers
 from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.epochs import end_epochs
@@ -33,6 +34,7 @@ from understudy.runtime.cell.state import States
 from understudy.runtime.cell.status import (
     HEARTBEAT_SECONDS,
     IDLE_HEARTBEAT_SECONDS,
+    BreakerStatus,
     CellState,
     Pause,
     boottime,
@@ -52,8 +54,15 @@ from understudy.runtime.jetstream.settlement import (
     parse_ack_subject,
 )
 from understudy.runtime.jetstream.subscription import PullSubscription
-from understudy.runtime.jetstream.topology import attempts_bucket, marks_bucket, state_bucket
+from understudy.runtime.jetstream.topology import (
+    attempts_bucket,
+    breakers_bucket,
+    breakers_news,
+    marks_bucket,
+    state_bucket,
+)
 from understudy.runtime.stores.attempts import AttemptStore
+from understudy.runtime.stores.breaker_store import BreakerStore
 from understudy.runtime.stores.idempotency import KvMarks
 from understudy.runtime.stores.state import StateStore
 
@@ -100,8 +109,15 @@ class Cell:
         self._received = self._total_received = 0
         self._now = boottime()
         self._breakers = Breakers(
-            self._child.breakers, opened=lambda _name: self._status.count("breaker_openings")
+            self._child.breakers,
+            changed=self._on_breaker,
+            count=self._status.count,
+            # What its predecessor has claimed isn't its own.
+            me=f"{start.spec.name}@{start.run.run_id}.{secrets.token_hex(4)}",
+            call_bound_seconds=self._options.handler_timeout_seconds,
         )
+        if self._child.breakers:
+            self._show_breakers()
         self._stop = asyncio.Event()
         # Whether its actor has asked for that.
         self.stopped_itself = False
@@ -166,6 +182,7 @@ class Cell:
         """
         self._loop = asyncio.get_running_loop()
         self._failure = self._loop.create_future()
+        self._breakers.run_in(self._loop)
         self.look_at_pause()
         self._background = [
             asyncio.create_task(self._beat(), name="understudy-heartbeat"),
@@ -278,6 +295,11 @@ class Cell:
         )
         window = PublishWindow(client)
         await window.open()
+        if self._child.breakers:
+            store = await BreakerStore.open(
+                client, breakers_bucket(run.app), breakers_news(run.app), self._breakers.hear
+            )
+            await self._breakers.share(store, self._child.breaker_keys)
         self._settlement = Settlement(
             client, self._burst_ended, burst=max(1, min(BURST, self._mailbox.bound // ACKED_SHARE))
         )
@@ -357,6 +379,8 @@ class Cell:
         self._lanes.start()
         self._pause_lanes()
         self._prepared = True
+        for name in self._child.breakers:
+            self._lanes.breaker_changed(name)
         return actor, taken_over
 
     async def _open_states(
@@ -453,6 +477,7 @@ class Cell:
             async with asyncio.timeout(DRAIN_SECONDS):
                 await self._lanes.quiet()
         await self._lanes.stop()
+        await self._breakers.close()
         self._pipeline.close()
         # Whoever was given what is handled would handle it again; the next start takes it over, and marks it.
         held = [delivery for delivery in self._mailbox if not delivery.is_handled]
@@ -646,8 +671,24 @@ class Cell:
         elif self._prepared:
             if state == "connected":
                 self._subscription.reconnected()
+                self._breakers.look()
             else:
                 self._subscription.disconnected()
+
+    def _on_breaker(self, name: str) -> None:
+        self._show_breakers()
+        if self._prepared:
+            self._lanes.breaker_changed(name)
+
+    def _show_breakers(self) -> None:
+        # By the clock that everything in the cell file goes by.
+        behind = time.time() - boottime()
+        self._status.breakers(
+            [
+                BreakerStatus(name=one.name, state=one.state, since=one.since and one.since - behind)
+                for one in self._breakers.states()
+            ]
+        )
 
     def _on_mode(self, mode: Mode, breaker: str) -> None:
         self._resting = mode is Mode.NONE

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from understudy.actors.context import BatchContext, Context, Delivery
+from understudy.actors.context import BatchContext, Context, Delivery, Guard
 from understudy.actors.errors import CircuitOpen, DeclarationError
 from understudy.actors.state import State
-from understudy.runtime.breakers import Breakers
+from understudy.runtime.breakers.breakers import Breakers
 
 Send = Callable[[object, str | None], Awaitable[None]]
 SendOf = Callable[[int | None, object, str | None], Awaitable[None]]
@@ -92,9 +91,9 @@ class CellContext(Context):
         self.collected.append((event, subject))
         return _DONE
 
-    def breaker(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Guard a downstream call."""
-        return self._breakers.get(name).guard(self)
+    def breaker(self, name: str) -> Guard:
+        """Guard downstream calls."""
+        return self._breakers.guard(name, self)
 
     def stop(self) -> None:
         """End this cell for good."""
@@ -171,9 +170,9 @@ class CellBatchContext(BatchContext):
         self.collected.setdefault(index, []).append((event, subject))
         return _DONE
 
-    def breaker(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Guard a downstream call."""
-        return self._breakers.get(name).guard(self)
+    def breaker(self, name: str) -> Guard:
+        """Guard downstream calls."""
+        return self._breakers.guard(name, self)
 
     def stop(self) -> None:
         """End this cell for good."""

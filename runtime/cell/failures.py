@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from understudy.actors.actor import ActorSpec
-from understudy.actors.errors import BrokerError, CircuitOpen, PublishError, UnderstudyError
+from understudy.actors.errors import BrokerError, BulkheadFull, CircuitOpen, PublishError, UnderstudyError
 from understudy.actors.handlers import HandlerSpec
 from understudy.actors.outcomes import Reject, Retry
 from understudy.runtime.cell.cellfile import Identity
@@ -237,7 +237,9 @@ class Failures:
         await self._actor_failed(ActorFailed(reason))
 
     def is_postponed(self, error: BaseException) -> bool:
-        """Return whether an error only says that the broker is away."""
+        """Return whether an error says nothing of the event: the broker is away, or a bulkhead full."""
+        if isinstance(error, BulkheadFull):
+            return True
         return isinstance(error, PublishError) and not self._broker.is_connected
 
     def postpone(self, delivery: HeldDelivery, error: BaseException) -> Again:

@@ -487,8 +487,12 @@ class Lanes:
             gate = self._gates.shut_for(breaker)
         if gate is not None:
             self._look_at(gate)
-        if self._mode is Mode.NONE and self._rests_for == breaker:
-            self._rest(SOON_SECONDS if wait is None else wait)
+        if self._mode is Mode.ALL or self._rests_for != breaker:
+            return
+        if wait is None:
+            self._open()
+        elif self._mode is Mode.NONE:
+            self._rest(wait)
 
     def _hold(self, item: HeldDelivery | HeldBatch, outcome: Held) -> None:
         """Have an item wait that met an open breaker."""

@@ -11,7 +11,7 @@ import structlog
 from understudy.actors.actor import Actor, ActorSpec
 from understudy.actors.errors import DecodeError
 from understudy.actors.handlers import HandlerSpec
-from understudy.runtime.breakers import Breakers
+from understudy.runtime.breakers.breakers import Breakers
 from understudy.runtime.cell.batch_pipeline import BatchPipeline
 from understudy.runtime.cell.calls import Calls
 from understudy.runtime.cell.cellfile import Identity

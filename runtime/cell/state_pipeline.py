@@ -17,7 +17,7 @@ import structlog
 
 from understudy.actors.errors import BrokerError, CircuitOpen, StateError
 from understudy.actors.handlers import HandlerSpec
-from understudy.runtime.breakers import Breakers
+from understudy.runtime.breakers.breakers import Breakers
 from understudy.runtime.cell.calls import Calls
 from understudy.runtime.cell.context import CellContext
 from understudy.runtime.cell.deadline import Deadline

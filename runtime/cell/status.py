@@ -6,6 +6,7 @@ import enum
 import mmap
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,9 @@ HEARTBEAT_SECONDS = 0.5
 IDLE_HEARTBEAT_SECONDS = 2.25
 STATUS_LENGTH = 2 * PAGE
 _REASON_OFFSET = STATUS_OFFSET + PAGE
+# The breakers, as text in the second half of the words' page; the last word there is another one's.
+_BREAKERS_OFFSET = STATUS_OFFSET + PAGE // 2
+_BREAKERS_LENGTH = PAGE // 2 - 8
 
 
 class CellState(enum.IntEnum):
@@ -43,6 +47,20 @@ class Pause(enum.IntEnum):
     PAUSED = 2
 
 
+class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A circuit breaker as its cell knows it.
+
+    Args:
+        name: its name.
+        state: `closed`, `open` or `half-open`.
+        since: when it was last closed, in seconds of CLOCK_BOOTTIME; 0 if it is.
+    """
+
+    name: str
+    state: str
+    since: float = 0.0
+
+
 class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A cell's status area at one moment.
 
@@ -59,6 +77,7 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
             was asked for may arrive), `paused`.
         held, capacity: deliveries in the mailbox and its bound.
         counters: totals of this generation.
+        breakers: those that the cell has; if they are too many, those that are closed may be missing.
     """
 
     pid: int
@@ -71,6 +90,7 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
     held: int
     capacity: int
     counters: dict[str, int]
+    breakers: tuple[BreakerStatus, ...] = ()
 
 
 _GAUGES = ("pid", "state", "connected", "held", "capacity")
@@ -94,6 +114,8 @@ _LATER_COUNTERS = (
     "published_again",
     "duplicates",
     "mark_conflicts",
+    "breaker_trials",
+    "breaker_closings",
 )
 COUNTERS = (*_FIRST_COUNTERS, *_LATER_COUNTERS)
 # The heartbeat is the first word; gauges and counters follow in order. New ones are only ever appended.
@@ -102,6 +124,7 @@ _INDEX = {
 }
 # In the last word of the page, whatever else is appended.
 _CONTROL_HEARTBEAT_OFFSET = _REASON_OFFSET - 8
+_decode_breakers = msgspec.json.Decoder(tuple[BreakerStatus, ...]).decode
 _PAUSE_NAMES = {int(pause): pause.name.lower() for pause in Pause}
 _STATE_NAMES = {int(state): state.name.lower() for state in CellState}
 
@@ -165,6 +188,20 @@ class Status:
         self._buffer[_REASON_OFFSET : _REASON_OFFSET + 2 + len(text)] = struct.pack("<H", len(text)) + text
         self._words[_INDEX["state"]] = state
 
+    def breakers(self, breakers: Sequence[BreakerStatus]) -> None:
+        """Say what each breaker does."""
+        # What doesn't fit is left out, what is closed first.
+        shown = sorted(breakers, key=lambda breaker: breaker.state == "closed")
+        text = msgspec.json.encode(shown)
+        while len(text) > _BREAKERS_LENGTH - 2:
+            shown.pop()
+            text = msgspec.json.encode(shown)
+        start = _BREAKERS_OFFSET
+        # Without a length meanwhile: who reads half of it would find none.
+        self._buffer[start : start + 2] = b"\0\0"
+        self._buffer[start + 2 : start + 2 + len(text)] = text
+        self._buffer[start : start + 2] = struct.pack("<H", len(text))
+
 
 def read_heartbeat(data: bytes) -> float:
     """Return when the owner last ran, in seconds of CLOCK_BOOTTIME.
@@ -203,4 +240,15 @@ def read_status(path: Path) -> CellStatus | None:
         held=words[_INDEX["held"]],
         capacity=words[_INDEX["capacity"]],
         counters={name: words[_INDEX[name]] for name in COUNTERS},
+        breakers=_read_breakers(data),
     )
+
+
+def _read_breakers(data: bytes) -> tuple[BreakerStatus, ...]:
+    (length,) = struct.unpack_from("<H", data, _BREAKERS_OFFSET)
+    start = _BREAKERS_OFFSET + 2
+    try:
+        return _decode_breakers(data[start : start + length]) if length else ()
+    except msgspec.MsgspecError:
+        # It is being written.
+        return ()

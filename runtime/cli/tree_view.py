@@ -62,6 +62,12 @@ def _cell(cell: Cell, margin: str, below: str, now: float) -> Iterator[str]:
         counts = (own.held, *(own.counters[name] for name in ("handled", "failed", "dead_lettered")))
     yield _row(margin + cell.name, (state, by_parent.generation, by_parent.restarts, *counts))
     yield from _notes(f"{below}   ", by_parent, reason, now)
+    for breaker in own.breakers if own is not None and by_parent.state == "up" else ():
+        if breaker.state != "closed":
+            seconds = max(0.0, now - breaker.since)
+            yield _fit(
+                f"{below}   circuit breaker {breaker.name}: {breaker.state}, not closed for {seconds:.1f} s"
+            )
 
 
 def _notes(margin: str, by_parent: ChildStatus | None, reason: str, now: float) -> Iterator[str]:

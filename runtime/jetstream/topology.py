@@ -71,6 +71,16 @@ def marks_bucket(app: str) -> str:
     return f"{app}-idempotency"
 
 
+def breakers_bucket(app: str) -> str:
+    """Return the name of an app's KV bucket of circuit breakers."""
+    return f"{app}-breakers"
+
+
+def breakers_news(app: str) -> str:
+    """Return the subject below which the server tells of each change in that bucket."""
+    return f"understudy.{app}.breakers"
+
+
 async def ensure_topology(client: Client, app: AppSpec, *, apply: bool, force: bool = False) -> Topology:
     """Compare an app's streams and consumers with the server's, and make and change what differs.
 
@@ -240,6 +250,11 @@ def _streams(app: AppSpec) -> Iterable[tuple[dict[str, Any], bool]]:
     if any(consumer.has_marks for consumer in app.consumers):
         # Each mark has a lifetime of its own, that of its actor's window.
         yield _bucket(marks_bucket(app.name), ttl_seconds=0) | {"allow_msg_ttl": True}, False
+    if app.has_breakers:
+        name = breakers_bucket(app.name)
+        # Told on plain subjects, hearing of a change takes no consumer.
+        republish = {"src": f"$KV.{name}.>", "dest": f"{breakers_news(app.name)}.>"}
+        yield _bucket(name, ttl_seconds=0) | {"republish": republish}, False
 
 
 def _bucket(name: str, *, ttl_seconds: int) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What outlives a cell on the server: attempts, in NATS KV."""
+"""What outlives a cell on the server: attempts and the state of breakers, in NATS KV."""

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from support.cells import Bench, bench, until
+from support.cells import Bench, CellRun, bench, until
 from support.nats import NatsServer
+from support.proxy import Proxy
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
 from understudy.runtime.app import App
+from understudy.runtime.breakers.record import Record, decode
+from understudy.runtime.cell.status import boottime
+from understudy.runtime.jetstream.api import stream_info
+from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.stream import Stream
 
 FAST = RetryPolicy(max_attempts=20, min_delay_seconds=0.01, max_delay_seconds=0.02)
@@ -32,8 +41,10 @@ class Noted(Event, subject="orders.noted"):
 @pytest.fixture
 async def orders(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Bench]:
     """A broker for the orders app."""
-    async with bench(nats_server.url, tmp_path) as made:
-        yield made
+    # Tracebacks take longer to show than the breakers' times are here, and all cells share one event loop.
+    with capture_logs():
+        async with bench(nats_server.url, tmp_path) as made:
+            yield made
 
 
 def app_of(actor: type[Actor], **options: Any) -> App:
@@ -150,3 +161,194 @@ async def test_a_poison_request_among_good_ones_doesn_t_keep_it_open(orders: Ben
     assert seen == set(range(50)) - {3}
     (letter,) = await orders.dead_letters(app)
     assert letter.headers["Understudy-Attempts"] == "3"
+
+
+class Service:
+    """A downstream that a test switches on and off."""
+
+    def __init__(self) -> None:
+        self.is_down = True
+        self.calls: list[tuple[float, int]] = []
+        self.answered: list[int] = []
+
+    async def call(self, number: int) -> None:
+        """Answer, or fail."""
+        self.calls.append((time.monotonic(), number))
+        await asyncio.sleep(0.005)
+        if self.is_down:
+            raise ConnectionError("down")
+        self.answered.append(number)
+
+
+def paying(service: Service, **settings: Any) -> App:
+    """Return an app whose actor calls a service, behind a breaker that all its cells share."""
+
+    class Billing(Actor, mailbox=Mailbox(capacity=8), concurrency=2, retry=FAST):
+        @handles(breakers=["payments"])
+        async def paid(self, event: Paid, ctx: Context) -> None:
+            async with ctx.breaker("payments"):
+                await service.call(event.number)
+
+    breaker = CircuitBreaker("payments", **{"fail_max": 3, "reset_timeout_seconds": 0.4, **settings})
+    return app_of(Billing, breakers=[breaker])
+
+
+async def start_cells(orders: Bench, app: App, number: int) -> list[CellRun]:
+    """Start so many cells of an app's actor, as on so many nodes."""
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    cells = []
+    for index in range(number):
+        directory = orders.directory / str(index)
+        directory.mkdir()
+        cells.append(CellRun(app, orders.url, directory))
+    orders.cells += cells
+    await asyncio.gather(*(cell.start() for cell in cells))
+    return cells
+
+
+def state_of(cell: CellRun) -> str:
+    """Return what a cell says of its breaker."""
+    (breaker,) = cell.status.breakers
+    return breaker.state
+
+
+async def test_all_cells_open_try_and_close_as_one(orders: Bench) -> None:
+    """While the service is down one call is made in each reset timeout, by any cell; nothing is lost."""
+    service = Service()
+    app = paying(service)
+    cells = await start_cells(orders, app, 4)
+    await publish(orders, *(Paid(number=number) for number in range(60)))
+    await until(lambda: all(state_of(cell) == "open" for cell in cells))
+    opened = len(service.calls)
+    # What counted, and what was under way in the cells' lanes.
+    assert opened <= 3 + 4 * 2
+    await until(lambda: len(service.calls) >= opened + 4)
+    trials = [moment for moment, _ in service.calls[opened:]]
+    assert min(later - earlier for earlier, later in itertools.pairwise(trials)) > 0.39
+    service.is_down = False
+    await orders.settled(app)
+    assert sorted(service.answered) == list(range(60))
+    await until(lambda: all(state_of(cell) == "closed" for cell in cells))
+    assert sum(cell.status.counters["failed"] for cell in cells) <= 3 + 4 * 2
+    assert sum(cell.status.counters["breaker_closings"] for cell in cells) == 1
+    assert sum(cell.status.counters["breaker_openings"] for cell in cells) >= 4
+
+
+async def test_an_app_without_breakers_makes_no_bucket(orders: Bench) -> None:
+    """And one with breakers makes it once."""
+
+    class Plain(Actor):
+        @handles
+        async def paid(self, event: Paid) -> None: ...
+
+    await ensure_topology(orders.client, app_of(Plain).spec(), apply=True)
+    assert await stream_info(orders.client, "KV_shop-breakers") is None
+    app = paying(Service())
+    await ensure_topology(orders.client, app_of(Plain, breakers=[CircuitBreaker("x")]).spec(), apply=True)
+    assert await stream_info(orders.client, "KV_shop-breakers") is not None
+    again = await ensure_topology(
+        orders.client, app_of(Plain, breakers=[CircuitBreaker("x")]).spec(), apply=False
+    )
+    assert again.changes == ()
+    assert app.spec().has_breakers
+
+
+async def test_a_bucket_that_is_deleted_is_no_error(orders: Bench) -> None:
+    """Each cell goes by what it sees; when the bucket is back they are as one again."""
+    service = Service()
+    app = paying(service)
+    first, second = await start_cells(orders, app, 2)
+    await orders.client.jetstream().delete_key_value("shop-breakers")
+    await publish(orders, *(Paid(number=number) for number in range(20)))
+    await until(lambda: state_of(first) == "open" or state_of(second) == "open")
+    service.is_down = False
+    await orders.settled(app)
+    assert sorted(service.answered) == list(range(20))
+    assert await orders.dead_letters(app) == []
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    service.is_down = True
+    await publish(orders, *(Paid(number=number) for number in range(20, 40)))
+    await until(lambda: state_of(first) == "open" and state_of(second) == "open")
+    service.is_down = False
+    await orders.settled(app)
+    await until(lambda: state_of(first) == state_of(second) == "closed")
+
+
+async def test_a_cell_that_starts_finds_it_open(orders: Bench) -> None:
+    """It makes no call of its own before a trial is due."""
+    service = Service()
+    app = paying(service, reset_timeout_seconds=60.0)
+    (first,) = await start_cells(orders, app, 1)
+    await publish(orders, *(Paid(number=number) for number in range(3)))
+    await until(lambda: state_of(first) == "open")
+    await first.stop()
+    calls = len(service.calls)
+    await first.start(reason="killed by SIGKILL")
+    assert state_of(first) == "open"
+    await until(lambda: first.status.held > 0)
+    assert len(service.calls) == calls
+    (breaker,) = first.status.breakers
+    assert 0 < boottime() - breaker.since < 60
+
+
+async def test_a_lost_connection_is_no_error_and_what_was_missed_is_made_up(orders: Bench) -> None:
+    """A cell behind a network of its own hears of the opening when it is back."""
+    service = Service()
+    app = paying(service, reset_timeout_seconds=60.0)
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    proxy = Proxy(int(orders.url.rpartition(":")[2]))
+    await proxy.start()
+    away = CellRun(app, proxy.url, orders.directory)
+    orders.cells.append(away)
+    await away.start()
+    assert state_of(away) == "closed"
+    proxy.refusing = True
+    proxy.cut()
+    await until(lambda: not away.status.connected)
+    (here,) = await start_cells(orders, app, 1)
+    await publish(orders, *(Paid(number=number) for number in range(6)))
+    await until(lambda: state_of(here) == "open")
+    assert state_of(away) == "closed"
+    proxy.refusing = False
+    await until(lambda: state_of(away) == "open")
+    await away.stop()
+    await proxy.stop()
+
+
+async def test_a_drain_while_it_is_half_open_neither_opens_nor_closes_it(orders: Bench) -> None:
+    """What a drain cuts short says nothing of the service, and leaves the trial to others."""
+    service = Service()
+    hangs = asyncio.Event()
+
+    class Billing(Actor, retry=FAST, handler_timeout_seconds=1):
+        @handles(breakers=["payments"])
+        async def paid(self, event: Paid, ctx: Context) -> None:
+            async with ctx.breaker("payments"):
+                if hangs.is_set():
+                    await asyncio.Event().wait()
+                await service.call(event.number)
+
+    app = app_of(Billing, breakers=[CircuitBreaker("payments", fail_max=1, reset_timeout_seconds=0.3)])
+    cells = await start_cells(orders, app, 2)
+    bucket = await orders.client.jetstream().key_value("shop-breakers")
+
+    async def record() -> Record:
+        found = decode((await bucket.get("payments")).value or b"")
+        assert found is not None
+        return found
+
+    await publish(orders, Paid(number=1), Paid(number=2))
+    await until(lambda: all(state_of(cell) == "open" for cell in cells))
+    hangs.set()
+    await until(lambda: all(state_of(cell) == "half-open" for cell in cells))
+    claimed = await record()
+    trying, waiting = sorted(cells, key=lambda cell: cell.status.counters["breaker_trials"], reverse=True)
+    await waiting.stop()
+    assert await record() == claimed
+    counted = trying.status.counters
+    await trying.stop()
+    left = await record()
+    assert (left.state, left.opening, left.claimed_by) == ("half-open", claimed.opening, "")
+    assert left.trial >= claimed.trial
+    assert counted["breaker_closings"] == 0
+    assert await orders.dead_letters(app) == []

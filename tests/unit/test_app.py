@@ -104,6 +104,7 @@ def test_an_app_becomes_plain_values() -> None:
             max_seconds=5.0,
             children=(ops, cell("shop", 0, 15.0)),
         ),
+        has_breakers=True,
     )
 
 
@@ -129,6 +130,7 @@ def test_a_child_is_resolved_with_its_overrides_arguments_and_breakers() -> None
     assert mailer.consumer.durable == "shop-mailer"
     assert {name: breaker.fail_max for name, breaker in mailer.breakers.items()} == {"payments": 5, "mail": 5}
     assert {name: breaker.fail_max for name, breaker in shop.breakers.items()} == {"payments": 2, "mail": 5}
+    assert dict(shop.breaker_keys) == {"payments": "shop.payments", "mail": "mail"}
 
 
 def test_an_existing_stream_is_used_where_the_option_names_it() -> None:

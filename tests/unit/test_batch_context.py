@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-from understudy.runtime.breakers import Breakers
+from understudy.runtime.breakers.breakers import Breakers
 from understudy.runtime.cell.context import CellBatchContext
 from understudy.runtime.cell.delivery import HeldDelivery
 
@@ -20,7 +20,7 @@ def context() -> CellBatchContext:
 
     sent: list[tuple[int | None, object, str | None]] = []
     members = [HeldDelivery("ORDERS", "orders.placed", b"", b"", b"", number, 1, 0, 0.0) for number in (7, 8)]
-    return CellBatchContext(members, Breakers({}, lambda _: None), structlog.get_logger(), send, lambda: None)
+    return CellBatchContext(members, Breakers({}), structlog.get_logger(), send, lambda: None)
 
 
 def test_its_deliveries_are_in_the_order_of_the_list() -> None:

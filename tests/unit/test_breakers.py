@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from understudy.actors.errors import CircuitOpen, DeclarationError
+from support.cells import until
+from understudy.actors.errors import BulkheadFull, CircuitOpen, DeclarationError
 from understudy.actors.outcomes import Reject, Retry
 from understudy.actors.policies import CircuitBreaker
-from understudy.runtime import breakers as breakers_module
-from understudy.runtime.breakers import Breaker, Breakers
+from understudy.runtime.breakers import breaker as breaker_module
+from understudy.runtime.breakers import guard as guard_module
+from understudy.runtime.breakers.breaker import Breaker
+from understudy.runtime.breakers.breakers import Breakers
+from understudy.runtime.breakers.bulkhead import Bulkhead
+from understudy.runtime.breakers.guard import Guard
 
 
 class Caller:
@@ -29,34 +36,34 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        return self.now
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Stop the breakers' time."""
     clock = Clock()
-    monkeypatch.setattr(breakers_module, "time", clock)
+    monkeypatch.setattr(breaker_module, "time", clock)
     return clock
 
 
-def make(
-    fail_max: int = 2, reset_timeout_seconds: float = 30.0, timeout_seconds: float | None = None
-) -> tuple[Breaker, list[str]]:
-    """Return a breaker and the list of its openings."""
-    opened: list[str] = []
-    policy = CircuitBreaker(
-        "mail",
-        fail_max=fail_max,
-        reset_timeout_seconds=reset_timeout_seconds,
-        timeout_seconds=timeout_seconds,
-    )
-    return Breaker(policy, opened.append), opened
+def make(fail_max: int = 2, **settings: Any) -> tuple[Breaker, list[str]]:
+    """Return a breaker and the list of its counts."""
+    counted: list[str] = []
+    return Breaker(CircuitBreaker("mail", fail_max=fail_max, **settings), count=counted.append), counted
+
+
+def guard(breaker: Breaker, caller: Caller | None = None) -> Guard:
+    """Return a guard of a breaker."""
+    return Guard(breaker, None, caller or Caller(), None)
 
 
 async def call(breaker: Breaker, error: BaseException | None = None) -> Caller:
     """Make a guarded call that succeeds or raises, and swallow what it raises."""
     caller = Caller()
     with contextlib.suppress(*([type(error)] if error is not None else [])):
-        async with breaker.guard(caller):
+        async with guard(breaker, caller):
             if error is not None:
                 raise error
     return caller
@@ -82,10 +89,10 @@ async def test_opens_after_fail_max_failures_in_a_row(clock: Clock) -> None:
         assert closed(breaker)
     await call(breaker, ConnectionError())
     assert not closed(breaker)
-    assert opened == ["mail"]
+    assert opened.count("breaker_openings") == 1
     clock.now += 10
     with pytest.raises(CircuitOpen) as raised:
-        async with breaker.guard(Caller()):
+        async with guard(breaker):
             raise AssertionError
     assert str(raised.value) == "circuit breaker 'mail' is open; next trial in 20.0 s"
     assert (raised.value.breaker, raised.value.retry_after_seconds) == ("mail", 20.0)
@@ -96,7 +103,7 @@ async def test_a_failure_passes_on_as_it_is(clock: Clock) -> None:
     breaker, _ = make(fail_max=1)
     error = ConnectionError("down")
     with pytest.raises(ConnectionError) as raised:
-        async with breaker.guard(Caller()):
+        async with guard(breaker):
             raise error
     assert raised.value is error
 
@@ -106,16 +113,16 @@ async def test_one_trial_at_a_time_decides(clock: Clock) -> None:
     breaker, opened = make()
     await open_up(breaker)
     clock.now += 30
-    async with breaker.guard(Caller()):
+    async with guard(breaker):
         assert not closed(breaker)
         with pytest.raises(CircuitOpen) as raised:
-            async with breaker.guard(Caller()):
+            async with guard(breaker):
                 raise AssertionError
         assert raised.value.retry_after_seconds == 30.0
     assert closed(breaker)
     await call(breaker, ConnectionError())
     assert closed(breaker)
-    assert opened == ["mail"]
+    assert opened.count("breaker_openings") == 1
 
 
 async def test_a_failed_trial_opens_it_again_and_is_no_attempt(clock: Clock) -> None:
@@ -126,12 +133,12 @@ async def test_a_failed_trial_opens_it_again_and_is_no_attempt(clock: Clock) -> 
     caller = await call(breaker, ConnectionError("still down"))
     assert caller.failed_trial is not None
     assert (caller.failed_trial.breaker, caller.failed_trial.retry_after_seconds) == ("mail", 30.0)
-    assert opened == ["mail", "mail"]
+    assert opened.count("breaker_openings") == 2
     clock.now += 29.9
     with pytest.raises(CircuitOpen):
-        breaker.enter()
+        await breaker.claim()
     clock.now += 0.1
-    assert breaker.enter()
+    assert await breaker.claim()
 
 
 async def test_a_failure_while_closed_is_an_attempt(clock: Clock) -> None:
@@ -147,7 +154,7 @@ async def test_a_cancellation_never_counts(clock: Clock) -> None:
     entered = asyncio.Event()
 
     async def guarded() -> None:
-        async with breaker.guard(Caller()):
+        async with guard(breaker):
             entered.set()
             await asyncio.Event().wait()
 
@@ -172,7 +179,7 @@ async def test_a_trial_that_says_nothing_leaves_its_place_to_the_next(
     clock.now += 30
     assert (await call(breaker, error)).failed_trial is None
     assert not closed(breaker)
-    assert opened == ["mail"]
+    assert opened.count("breaker_openings") == 1
     await call(breaker)
     assert closed(breaker)
 
@@ -194,7 +201,7 @@ async def test_a_call_past_its_timeout_fails() -> None:
     """The block is cancelled, raises TimeoutError, and counts."""
     breaker, _ = make(fail_max=1, timeout_seconds=0.01)
     with pytest.raises(TimeoutError):
-        async with breaker.guard(Caller()):
+        async with guard(breaker):
             await asyncio.Event().wait()
     assert not closed(breaker)
     task = asyncio.current_task()
@@ -209,10 +216,10 @@ async def test_a_trial_past_its_timeout_has_failed() -> None:
     await asyncio.sleep(0.02)
     caller = Caller()
     with pytest.raises(TimeoutError):
-        async with breaker.guard(caller):
+        async with guard(breaker, caller):
             await asyncio.Event().wait()
     assert caller.failed_trial is not None
-    assert opened == ["mail", "mail"]
+    assert opened.count("breaker_openings") == 2
 
 
 @pytest.mark.parametrize("error", [ConnectionError(), None])
@@ -220,37 +227,37 @@ async def test_what_began_before_it_opened_no_longer_counts(clock: Clock, error:
     """A late failure doesn't prolong the opening, a late success doesn't end it."""
     breaker, opened = make()
     caller = Caller()
-    late = breaker.guard(caller)
+    late = guard(breaker, caller)
     await late.__aenter__()
     await open_up(breaker)
     clock.now += 15
     await late.__aexit__(type(error) if error else None, error, None)
     assert not closed(breaker)
-    assert opened == ["mail"]
+    assert opened.count("breaker_openings") == 1
     assert caller.failed_trial is None
     with pytest.raises(CircuitOpen) as raised:
-        breaker.enter()
+        await breaker.claim()
     assert raised.value.retry_after_seconds == 15.0
 
 
 async def test_a_late_result_doesn_t_take_the_trial_s_place(clock: Clock) -> None:
     """While the trial runs, what began earlier ends without a say."""
     breaker, opened = make()
-    late = breaker.guard(Caller())
+    late = guard(breaker)
     await late.__aenter__()
     await open_up(breaker)
     clock.now += 30
-    async with breaker.guard(Caller()):
+    async with guard(breaker):
         await late.__aexit__(ConnectionError, ConnectionError(), None)
         with pytest.raises(CircuitOpen):
-            breaker.enter()
+            await breaker.claim()
     assert closed(breaker)
-    assert opened == ["mail"]
+    assert opened.count("breaker_openings") == 1
 
 
 def test_an_unknown_name_is_an_error_that_says_what_to_declare() -> None:
     """The names that are declared are in the text."""
-    breakers = Breakers({name: CircuitBreaker(name) for name in ("mail", "bank")}, lambda _: None)
+    breakers = Breakers({name: CircuitBreaker(name) for name in ("mail", "bank")})
     with pytest.raises(DeclarationError) as raised:
         breakers.get("maul")
     assert str(raised.value) == (
@@ -258,7 +265,7 @@ def test_an_unknown_name_is_an_error_that_says_what_to_declare() -> None:
         "add CircuitBreaker('maul') to the actor's or the app's breakers"
     )
     with pytest.raises(DeclarationError) as raised:
-        Breakers({}, lambda _: None).get("mail")
+        Breakers({}).get("mail")
     assert str(raised.value) == (
         "no circuit breaker named 'mail' (declared: none); "
         "add CircuitBreaker('mail') to the actor's or the app's breakers"
@@ -267,10 +274,269 @@ def test_an_unknown_name_is_an_error_that_says_what_to_declare() -> None:
 
 async def test_each_breaker_says_how_long_it_lets_no_trial_through(clock: Clock) -> None:
     """Nothing if it is closed, or if there is none."""
-    breakers = Breakers({name: CircuitBreaker(name, fail_max=1) for name in ("mail", "bank")}, lambda _: None)
+    breakers = Breakers({name: CircuitBreaker(name, fail_max=1) for name in ("mail", "bank")})
     await call(breakers.get("bank"), ConnectionError())
     assert [breakers.wait_seconds(name) for name in ("mail", "bank", "other")] == [None, 30.0, None]
     clock.now += 30
     assert breakers.wait_seconds("bank") == 0.0
     await call(breakers.get("bank"))
     assert breakers.wait_seconds("bank") is None
+
+
+class NotFound(Exception):
+    """What a service answers on purpose."""
+
+    status = 404
+
+
+def is_client_error(error: Exception) -> bool:
+    """Return whether an error is the caller's own fault."""
+    return getattr(error, "code", 0) == 400
+
+
+async def test_what_is_excluded_is_neither_failure_nor_success(clock: Clock) -> None:
+    """Failures before it and after it are in a row; pybreaker by itself would begin anew."""
+    breaker, _ = make(fail_max=2, excluded=[NotFound, is_client_error])
+    of_predicate = OSError()
+    of_predicate.code = 400  # type: ignore[attr-defined]
+    for error in (NotFound(), of_predicate) * 3:
+        await call(breaker, error)
+    await call(breaker, ConnectionError())
+    await call(breaker, NotFound())
+    await call(breaker, of_predicate)
+    assert closed(breaker)
+    await call(breaker, ConnectionError())
+    assert not closed(breaker)
+
+
+async def test_an_excluded_trial_leaves_its_place_to_the_next(clock: Clock) -> None:
+    """It says nothing, so that another may follow at once."""
+    breaker, counted = make(excluded=[NotFound])
+    await open_up(breaker)
+    clock.now += 30
+    assert (await call(breaker, NotFound())).failed_trial is None
+    assert not closed(breaker)
+    assert counted.count("breaker_openings") == 1
+    assert breaker.wait_seconds() == 0.0
+    await call(breaker)
+    assert closed(breaker)
+
+
+async def test_as_many_trials_in_a_row_as_it_takes(clock: Clock) -> None:
+    """They follow each other at once, one at a time; a failure among them opens it again."""
+    breaker, counted = make(success_threshold=3)
+    await open_up(breaker)
+    clock.now += 30
+    await call(breaker)
+    await call(breaker)
+    assert not closed(breaker)
+    await call(breaker, ConnectionError())
+    assert breaker.wait_seconds() == 30.0
+    clock.now += 30
+    for _ in range(2):
+        await call(breaker)
+        assert not closed(breaker)
+    await call(breaker)
+    assert closed(breaker)
+    assert {name: counted.count(name) for name in set(counted)} == {
+        "breaker_openings": 2,
+        "breaker_trials": 6,
+        "breaker_closings": 1,
+    }
+
+
+async def in_thread(function: Callable[[], Any]) -> Any:
+    """Run a function as a `def` handler is run."""
+    return await asyncio.to_thread(function)
+
+
+def in_this_loop(breaker: Breaker, caller: Caller | None = None, bulkhead: Bulkhead | None = None) -> Guard:
+    """Return a guard that threads may use, too."""
+    return Guard(breaker, bulkhead, caller or Caller(), asyncio.get_running_loop())
+
+
+async def test_a_thread_guards_its_calls_as_a_coroutine_does(clock: Clock) -> None:
+    """It counts, meets the open breaker, and makes the trial."""
+    breaker, counted = make()
+
+    caller = Caller()
+    guard = in_this_loop(breaker, caller)
+
+    def fail() -> None:
+        with guard:
+            raise ConnectionError("down")
+
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            await in_thread(fail)
+    with pytest.raises(CircuitOpen):
+        await in_thread(fail)
+    clock.now += 30
+    with pytest.raises(ConnectionError):
+        await in_thread(fail)
+    assert caller.failed_trial is not None
+    clock.now += 30
+
+    def succeed() -> str:
+        with guard:
+            return "done"
+
+    assert await in_thread(succeed) == "done"
+    assert closed(breaker)
+    assert counted.count("breaker_trials") == 2
+
+
+async def test_many_threads_count_every_failure() -> None:
+    """None is lost between them, and the breaker opens once."""
+    breaker, counted = make(fail_max=8 * 50)
+    guards = [in_this_loop(breaker) for _ in range(8)]
+
+    def fail(guard: Guard) -> None:
+        for _ in range(50):
+            with contextlib.suppress(ConnectionError), guard:
+                raise ConnectionError
+
+    await asyncio.gather(*(asyncio.to_thread(fail, guard) for guard in guards))
+    assert not closed(breaker)
+    assert counted == ["breaker_openings"]
+
+
+async def test_a_thread_s_call_that_took_too_long_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can cut it short; what it returned stands."""
+    monkeypatch.setattr(guard_module, "time", clock := Clock())
+    breaker, _ = make(fail_max=1, timeout_seconds=2.0)
+    guard = in_this_loop(breaker)
+
+    def slow() -> str:
+        with guard:
+            clock.now += 2.1
+            return "done"
+
+    assert await in_thread(slow) == "done"
+    assert not closed(breaker)
+
+
+async def test_a_coroutine_may_not_wait_as_a_thread_does() -> None:
+    """It would hold up the whole cell; the error says what to write."""
+    breaker, _ = make()
+    guard = in_this_loop(breaker)
+    with pytest.raises(DeclarationError) as raised, guard:
+        raise AssertionError
+    assert str(raised.value) == (
+        "circuit breaker 'mail': a coroutine may not wait as a thread does; write 'async with', and guard "
+        "coroutine functions"
+    )
+
+
+async def test_decorated_functions_are_guarded_at_each_call(clock: Clock) -> None:
+    """A coroutine function stays one, and may run many times at once; a plain one is for threads."""
+    breaker, _ = make(fail_max=3)
+    both = asyncio.Barrier(2)
+
+    @in_this_loop(breaker)
+    async def fetch(number: int) -> int:
+        """Return the double."""
+        await both.wait()
+        if number < 0:
+            raise ConnectionError
+        return 2 * number
+
+    assert (fetch.__name__, fetch.__doc__) == ("fetch", "Return the double.")
+    assert list(await asyncio.gather(fetch(1), fetch(2))) == [2, 4]
+
+    def compute(number: int) -> int:
+        return 1 // number
+
+    guarded = in_this_loop(breaker)(compute)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.to_thread(guarded, 0)
+    await asyncio.gather(fetch(-1), fetch(-2), return_exceptions=True)
+    assert not closed(breaker)
+    with pytest.raises(CircuitOpen):
+        await asyncio.to_thread(guarded, 1)
+
+
+async def test_one_guard_is_for_one_call_at_a_time(clock: Clock) -> None:
+    """One after the other it may guard many."""
+    breaker, _ = make()
+    guard = in_this_loop(breaker)
+    async with guard:
+        with pytest.raises(DeclarationError, match=r"write ctx\.breaker\('mail'\) for each"):
+            await guard.__aenter__()
+    async with guard:
+        pass
+
+
+async def test_a_full_bulkhead_is_waited_for_and_then_an_error_that_doesn_t_count() -> None:
+    """It says nothing of the service; for coroutines and threads alike."""
+    breaker, _ = make(fail_max=1, timeout_seconds=0.05, max_concurrent=2)
+    bulkhead = Bulkhead(2)
+    guard = in_this_loop(breaker, bulkhead=bulkhead)
+    for _ in range(2):
+        await bulkhead.enter(None)
+    with pytest.raises(BulkheadFull) as raised:
+        await guard.__aenter__()
+    assert str(raised.value) == (
+        "circuit breaker 'mail': 2 calls are running, which is its max_concurrent, and none has ended in time"
+    )
+    with pytest.raises(BulkheadFull):
+        await asyncio.to_thread(guard.__enter__)
+    assert closed(breaker)
+    bulkhead.leave()
+    async with guard:
+        pass
+
+
+async def test_who_waits_for_a_place_gets_it_in_the_order_of_coming() -> None:
+    """Coroutines and threads alike; no place is lost with who gives up, or is given one while it does."""
+    bulkhead = Bulkhead(1)
+    await bulkhead.enter(None)
+    order: list[str] = []
+
+    async def come(name: str) -> None:
+        await bulkhead.enter(None)
+        order.append(name)
+        bulkhead.leave()
+
+    def come_in_thread() -> None:
+        bulkhead.enter_thread(60)
+        order.append("thread")
+        bulkhead.leave()
+
+    coming = []
+    for name in ("first", "gives up", "last"):
+        coming.append(asyncio.create_task(come(name)))
+        await asyncio.sleep(0)
+        if name == "first":
+            coming.append(asyncio.ensure_future(asyncio.to_thread(come_in_thread)))
+            await until(lambda: len(bulkhead._waiting) == 2)
+    coming[2].cancel()
+    bulkhead.leave()
+    await asyncio.gather(*coming, return_exceptions=True)
+    assert order == ["first", "thread", "last"]
+    await bulkhead.enter(None)
+    late = asyncio.create_task(come("late"))
+    await asyncio.sleep(0)
+    bulkhead.leave()
+    late.cancel()
+    await asyncio.gather(late, return_exceptions=True)
+    await asyncio.wait_for(bulkhead.enter(None), 5)
+
+
+async def test_an_open_breaker_is_met_without_waiting_for_a_place(clock: Clock) -> None:
+    """And who gets a place meets the breaker that has opened meanwhile, and gives it back."""
+    breaker, _ = make(fail_max=1, timeout_seconds=60, max_concurrent=1)
+    bulkhead = Bulkhead(1)
+    first, second = in_this_loop(breaker, bulkhead=bulkhead), in_this_loop(breaker, bulkhead=bulkhead)
+    await first.__aenter__()
+    waiting = asyncio.create_task(second.__aenter__())
+    await asyncio.sleep(0)
+    error = ConnectionError()
+    await first.__aexit__(ConnectionError, error, None)
+    with pytest.raises(CircuitOpen):
+        await waiting
+    clock.now += 30
+    async with second:
+        with pytest.raises(CircuitOpen):
+            await in_this_loop(breaker, bulkhead=bulkhead).__aenter__()
+    assert closed(breaker)

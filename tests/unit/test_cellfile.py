@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 
 from understudy.runtime.cell.cellfile import CellFile, CellFileError, DeadCellFile, Identity, is_owner_alive
 from understudy.runtime.cell.ledger import LEDGER_OFFSET, SLOT_SIZE, Entry, SlotState
-from understudy.runtime.cell.status import COUNTERS, PAGE, CellState, CellStatus, boottime, read_status
+from understudy.runtime.cell.status import (
+    COUNTERS,
+    PAGE,
+    BreakerStatus,
+    CellState,
+    CellStatus,
+    boottime,
+    read_status,
+)
 
 IDENTITY = Identity(
     app="shop",
@@ -423,3 +431,34 @@ def test_any_history_leaves_exactly_the_deliveries_that_are_left(steps: list[tup
         assert file.ledger.done_sequences() == [sequence for sequence in done if sequence is not None]
     finally:
         file.remove()
+
+
+def test_it_says_what_its_breakers_do(path: Path) -> None:
+    """Each with its state and since when; of too many, those that are closed are left out."""
+    file = CellFile.create(path, IDENTITY, 4)
+
+    def shown() -> tuple[BreakerStatus, ...]:
+        status = read_status(path)
+        assert status is not None
+        return status.breakers
+
+    assert shown() == ()
+    breakers = (
+        BreakerStatus(name="mail", state="closed"),
+        BreakerStatus(name="payments", state="open", since=12.5),
+    )
+    file.status.breakers(breakers)
+    assert set(shown()) == set(breakers)
+    file.status.breakers(
+        [BreakerStatus(name=f"breaker-{n:060}", state="closed") for n in range(60)] + [breakers[1]]
+    )
+    assert len(shown()) > 10
+    assert breakers[1] in shown()
+    # Nothing of it reaches into its neighbours.
+    file.status.beat_control()
+    status = read_status(path)
+    assert status is not None
+    assert status.control_heartbeat > 0
+    assert status.counters == dict.fromkeys(COUNTERS, 0)
+    file.status.breakers(())
+    assert shown() == ()

@@ -253,7 +253,7 @@ async def test_what_meets_a_breaker_that_it_doesn_t_declare_has_all_wait(going: 
     going.breaker("bank", None)
     await going.all_settled(2)
     assert going.began == [1, 1, 2]
-    assert going.modes == [Mode.NONE, Mode.TRIAL, Mode.ALL]
+    assert going.modes == [Mode.NONE, Mode.ALL]
 
 
 async def test_what_met_a_breaker_that_has_closed_since_is_not_forgotten(going: Going) -> None:

@@ -45,6 +45,24 @@ HALF: Any = 1.5
             lambda: CircuitBreaker("payments", timeout_seconds=0),
             "CircuitBreaker 'payments': timeout_seconds is 0; give a finite number of seconds above 0",
         ),
+        (
+            lambda: CircuitBreaker("payments", max_concurrent=0),
+            "CircuitBreaker 'payments': max_concurrent is 0; give an integer of 1 or more",
+        ),
+        (
+            lambda: CircuitBreaker("payments", success_threshold=0),
+            "CircuitBreaker 'payments': success_threshold is 0; give an integer of 1 or more",
+        ),
+        (
+            lambda: CircuitBreaker("payments", excluded=[KeyboardInterrupt]),
+            "CircuitBreaker 'payments': excluded is [<class 'KeyboardInterrupt'>]; "
+            "give a list of exception classes, and of functions that take an exception",
+        ),
+        (
+            lambda: CircuitBreaker("payments", excluded=ValueError),  # type: ignore[arg-type]
+            "CircuitBreaker 'payments': excluded is <class 'ValueError'>; "
+            "give a list of exception classes, and of functions that take an exception",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_right(make: Callable[[], object], text: str) -> None:
@@ -84,7 +102,8 @@ AnyCircuitBreaker: Any = CircuitBreaker
         (
             lambda: AnyCircuitBreaker(),
             "CircuitBreaker: Missing required argument 'name'; "
-            "give its options as name=, fail_max=, reset_timeout_seconds=, timeout_seconds=",
+            "give its options as name=, fail_max=, reset_timeout_seconds=, timeout_seconds=, "
+            "max_concurrent=, success_threshold=, excluded=",
         ),
     ],
 )

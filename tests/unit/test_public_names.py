@@ -19,6 +19,7 @@ NAMES = {
     "BatchContext": "understudy.actors.context",
     "Child": "understudy.actors.supervision",
     "CircuitBreaker": "understudy.actors.policies",
+    "BulkheadFull": "understudy.actors.errors",
     "CircuitOpen": "understudy.actors.errors",
     "Context": "understudy.actors.context",
     "Event": "understudy.actors.event",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from understudy.runtime.admin.nodes import Node, TreeReply
-from understudy.runtime.cell.status import COUNTERS, CellStatus
+from understudy.runtime.cell.status import COUNTERS, BreakerStatus, CellStatus
 from understudy.runtime.cli.tree_view import WIDTH, view
 from understudy.runtime.supervision.statefile import ChildStatus, SupervisorStatus
 from understudy.runtime.supervision.tree import Cell, Supervisor
@@ -114,6 +116,22 @@ def test_a_cell_that_is_not_up_is_told_by_its_supervisor() -> None:
         "      starts again in 2.5 s, after 3 failures in a row",
         "      last ended: RuntimeError: no database",
     ]
+
+
+def test_a_breaker_that_is_not_closed_is_shown_with_since_when() -> None:
+    """Beneath its cell, also while the cell goes on with the rest of its work."""
+    busy = cell("billing/0")
+    assert busy.status is not None
+    breakers = (
+        BreakerStatus(name="mail", state="closed"),
+        BreakerStatus(name="payments", state="half-open", since=87.5),
+    )
+    busy = msgspec.structs.replace(busy, status=msgspec.structs.replace(busy.status, breakers=breakers))
+    shown = lines(supervisor("shop", busy))
+    assert shown[4:] == ["      circuit breaker payments: half-open, not closed for 12.5 s"]
+    # Its supervisor knows that it is gone.
+    gone = msgspec.structs.replace(busy, supervision=child("billing/0", state="backoff"))
+    assert len(lines(supervisor("shop", gone))) == 4
 
 
 def test_nothing_is_wider_than_a_terminal() -> None:

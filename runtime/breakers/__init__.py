@@ -1,0 +1,1 @@
+"""Circuit breakers for downstream calls: pybreaker's counting, shared by all cells of an app."""
