@@ -489,8 +489,12 @@ class Supervisor(ControlActor):
 
     def _ended_while_stopping(self, child: Child, end: End) -> None:
         child.state = "stopped"
-        if not child.is_cell and (status := read_state(self._directory, child.name)):
-            self._not_drained += status.not_drained
+        if not child.is_cell:
+            status = read_state(self._directory, child.name)
+            self._not_drained += status.not_drained if status is not None else ()
+            if not end.normal:
+                # Its cells died with it, wherever their drain was.
+                self._not_drained.append(f"supervisor {child.name}")
         elif child.up_since is not None and not end.clean:
             self._not_drained.append(child.name)
         _log.info(f"{child.kind} stopped", **child.labels, reason=child.last_reason)

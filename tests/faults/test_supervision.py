@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from support.tree import Tree, cell, kill, supervisor, wait_until
 
 
@@ -56,6 +58,25 @@ def test_a_cell_that_does_not_stop_is_killed_and_named(tmp_path: Path) -> None:
         assert status is not None
         assert (status.state, status.not_drained) == ("stopped", ("stubborn/0",))
         assert [entry["cell"] for entry in tree.log("cell stopped")] == ["steady/0", "stubborn/0"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_supervisor_that_dies_or_stands_still_in_the_drain_is_named(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    """Its cells died with it, so the drain was none, though nobody is left to say which."""
+    inner = supervisor("inner", cell("steady"), cell("stubborn"))
+    with Tree(tmp_path, supervisor("root", inner), stop_seconds=2) as tree:
+        tree.wait_until_up()
+        pid = tree.child("inner").pid
+        assert pid is not None
+        tree.launcher.terminate()
+        wait_until(lambda: "stop stubborn/0" in tree.history())
+        os.kill(pid, how)
+        tree.launcher.wait(timeout=30)
+        status = tree.state()
+        assert status is not None
+        assert (status.state, status.not_drained) == ("stopped", ("supervisor inner",))
 
 
 def test_a_cell_that_fails_to_start_does_not_hold_up_its_siblings_or_escalate(tmp_path: Path) -> None:
