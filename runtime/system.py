@@ -89,6 +89,7 @@ class System:
         self._broker_state = "not connected yet"
         self._draining = False
         self._ending = False
+        self._signals = 0
         self._named = False
         # What the drain has left undone.
         self._left: tuple[str, ...] = ()
@@ -193,7 +194,9 @@ class System:
                     await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_signal(self) -> None:
-        if self._stop.is_set():
+        self._signals += 1
+        # Not any in a drain: an operator may have begun that, and a service manager knows nothing of it.
+        if self._signals > 1:
             self._kill.set()
         self._stop.set()
 

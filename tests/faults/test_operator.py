@@ -349,6 +349,22 @@ def test_a_drained_node_ends_and_the_other_goes_on(nodes: Nodes) -> None:
     assert nodes.type("actor", "pause", "recorder").returncode == 3
 
 
+def test_a_signal_to_a_node_that_the_operator_drains_kills_nothing(nodes: Nodes) -> None:
+    """It is the first one, as a service manager sends it that knows of no drain."""
+    node = nodes.start("a")
+    nodes.publish(range(400))
+    wait_until(lambda: nodes.handled())
+    with subprocess.Popen(
+        [sys.executable, "-m", "understudy.runtime", "drain", "--servers", nodes.server.url]
+    ) as typed:
+        wait_until(lambda: node.log("draining"))
+        assert node.process.poll() is None
+        node.process.terminate()
+        assert typed.wait(30) == 0
+    assert node.wait() == 0
+    assert nodes.info()["num_ack_pending"] == 0
+
+
 def test_all_nodes_are_drained_at_once(nodes: Nodes) -> None:
     """Each process ends with 0."""
     running = [nodes.start("a"), nodes.start("b")]
