@@ -269,7 +269,7 @@ class System:
         self._broker_state = state
 
     async def _keep_up(self, root: _Watched, url: str) -> None:
-        """Return when a signal came or the root has ended; say once that everything is up."""
+        """Return when a signal came, or the root or its files are gone; say once that everything is up."""
         said = False
         server = _Watched(self._spare[0]) if self._spare else None
         ends = [asyncio.create_task(event.wait()) for event in (self._stop, root.ended)]
@@ -280,6 +280,10 @@ class System:
                     _log.error("the embedded nats-server died; stop this run and start it anew")
                     server = None
                 reap_children([*self._spare, *(watched.pid for watched in self._deaths.values())])
+                if self._directory.is_gone():
+                    # Supervisors would take cells for hung, and none could start; the next run has a new one.
+                    _log.error("the run directory is gone", path=str(self._directory.path))
+                    return
                 if not said and not self.not_ready():
                     said = True
                     _log.info("ready", http=url)
@@ -313,6 +317,8 @@ class System:
 
     async def _verdict(self, root: _Watched) -> int:
         """Return the exit status that the root's last word amounts to."""
+        if self._directory.is_gone():
+            return ESCALATED
         status = read_state(self._directory.path, self._app.root.name)
         if status is not None and status.state == "escalated":
             _log.error("the tree gave up", supervisor=status.name, reason=status.reason)

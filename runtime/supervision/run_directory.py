@@ -110,6 +110,10 @@ class RunDirectory:
         os.close(lock)
         return taken
 
+    def is_gone(self) -> bool:
+        """Return whether someone has deleted the folder, as systemd-logind may at a logout (`RemoveIPC=`)."""
+        return not self.path.is_dir()
+
     def close(self) -> None:
         """Delete the folder, unless cell files in it still hold something for the next start."""
         for path in self.path.glob("*.cell"):

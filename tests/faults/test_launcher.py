@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -310,6 +311,23 @@ def test_what_a_killed_run_left_is_found_by_the_next(launch: Launch, nats_server
     assert [entry["cell_files"] for entry in second.log("found what an earlier run left")] == [2]
     assert len([path for path in (second.runs / "tests").iterdir() if path.is_dir()]) == 1
     assert second.stop() == 0
+
+
+def test_a_run_whose_directory_is_deleted_drains_and_ends_with_70(
+    launch: Launch, nats_server: NatsServer
+) -> None:
+    """No cell could start again, so a new run has to; this one still settles what it has."""
+    run = launch().wait_until_ready()
+    publish(nats_server.url, *({"value": value} for value in range(200)))
+    wait_until(run.handled)
+    shutil.rmtree(run.runs)
+    assert run.wait(30) == 70
+    run.assert_nobody_left()
+    assert [Path(entry["path"]).parent.parent for entry in run.log("the run directory is gone")] == [run.runs]
+    assert not run.log("cell exited")
+    launch()
+    wait_until(lambda: {value for value, _, _ in run.handled()} == set(range(200)))
+    assert len(run.handled()) == 200
 
 
 def test_readiness_tells_of_a_lost_broker_and_liveness_does_not(
