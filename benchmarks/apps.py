@@ -12,7 +12,7 @@ from benchmarks.batches import BATCH
 from benchmarks.feeds import BACKLOGS, HEADED, LARGE, PINGS, PLAIN, RELAYED, UNIFORM, ZIPF, Feed
 from benchmarks.readings import Ping, Reading, Relayed
 from benchmarks.records import VARIABLE, Latencies, open_record
-from understudy import Actor, App, Batch, Child, Context, StartContext, State, Stream, handles
+from understudy import Actor, App, Batch, Child, Context, StartContext, State, Stream, Supervisor, handles
 
 APP = "bench"
 ACK_WAIT_SECONDS = 10.0
@@ -140,6 +140,28 @@ chain_wide = App(
     APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[Child(Relay, concurrency=256), End]
 )
 backlog_0, backlog_1, backlog_2, backlog_3 = (_alone(feed, _sink(feed)) for feed in BACKLOGS)
-cells_1, cells_5, cells_20 = (
-    _alone(PLAIN, Child(_sink(PLAIN), replicas=replicas)) for replicas in (1, 5, 20)
+cells_1, cells_5, cells_20, cells_60 = (
+    _alone(PLAIN, Child(_sink(PLAIN), replicas=replicas)) for replicas in (1, 5, 20, 60)
+)
+
+
+def _on_three_levels(replicas: int) -> App:
+    """Below the root two supervisors, below each of these two more, and below each of these an actor."""
+
+    def lower(name: str) -> Supervisor:
+        actor = Child(_sink(PLAIN), name=f"sink-{name}", replicas=replicas)
+        return Supervisor(f"lower-{name}", children=[actor])
+
+    children = [
+        Supervisor(f"upper-{upper}", children=[lower(f"{upper}-{number}") for number in range(2)])
+        for upper in range(2)
+    ]
+    return App(APP, streams=[_stream(PLAIN)], children=children)
+
+
+levels_20, levels_60 = _on_three_levels(5), _on_three_levels(15)
+owners_20 = App(
+    APP,
+    streams=[_stream(UNIFORM)],
+    children=[Child(_sink(UNIFORM, key="station"), name=f"owner-{number}") for number in range(20)],
 )

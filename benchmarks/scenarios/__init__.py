@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness import Scenario
 from benchmarks.scenarios.backlog import Backlog
-from benchmarks.scenarios.cells import StartUp
+from benchmarks.scenarios.cells import Growth, Idle, StartUp
 from benchmarks.scenarios.chain import Chain
 from benchmarks.scenarios.drain import Drain, DrainBatches, DrainHeaders, DrainKeys, DrainLarge, DrainState
 from benchmarks.scenarios.kill import Kill
@@ -28,4 +28,6 @@ SCENARIOS: tuple[Scenario, ...] = (
     SlowHandler(),
     Kill(),
     StartUp(),
+    Growth(),
+    Idle(),
 )

@@ -160,6 +160,9 @@ def test_memory_is_taken_from_the_kernel(tmp_path: Path) -> None:
     for contender, cells in zip(start_up["contenders"], (1, 5, 20), strict=True):
         assert contender["ready_seconds"] > 0
         assert contender["pss_megabytes_all"] > cells * contender["pss_megabytes_each"]
+    # Linear: of a larger tree, a cell more takes no more memory.
+    _, few, many = (contender["pss_megabytes_added"] for contender in start_up["contenders"])
+    assert 0 < many < 1.5 * few
 
 
 @pytest.mark.parametrize(("suffix", "begin"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
