@@ -12,7 +12,19 @@ from benchmarks.batches import BATCH
 from benchmarks.feeds import BACKLOGS, HEADED, LARGE, PINGS, PLAIN, RELAYED, UNIFORM, ZIPF, Feed
 from benchmarks.readings import Ping, Reading, Relayed
 from benchmarks.records import VARIABLE, Latencies, open_record
-from understudy import Actor, App, Batch, Child, Context, StartContext, State, Stream, Supervisor, handles
+from understudy import (
+    Actor,
+    App,
+    Batch,
+    Child,
+    Context,
+    Idempotency,
+    StartContext,
+    State,
+    Stream,
+    Supervisor,
+    handles,
+)
 
 APP = "bench"
 ACK_WAIT_SECONDS = 10.0
@@ -94,15 +106,18 @@ class Slow(Actor):
         await asyncio.sleep(SLOW_SECONDS)
 
 
-class Batches(Actor):
-    """Counts, many at once."""
+def _batches(**options: Any) -> type[Actor]:
+    class Batches(Actor, **options):
+        """Counts, many at once."""
 
-    handled = 0
+        handled = 0
 
-    @handles(PLAIN.subject, batch=Batch(size=BATCH))
-    async def readings(self, events: list[Reading]) -> None:
-        """Count, so that one event instead of a list is an error."""
-        self.handled += len(events)
+        @handles(PLAIN.subject, batch=Batch(size=BATCH))
+        async def readings(self, events: list[Reading]) -> None:
+            """Count, so that one event instead of a list is an error."""
+            self.handled += len(events)
+
+    return Batches
 
 
 class Relay(Actor):
@@ -122,6 +137,7 @@ class End(Actor):
         """Do nothing."""
 
 
+_HOUR = Idempotency(window_seconds=3600)
 plain = _alone(PLAIN, _sink(PLAIN))
 large = _alone(LARGE, _sink(LARGE))
 headed = _alone(HEADED, _sink(HEADED))
@@ -134,7 +150,11 @@ state_whole = _alone(UNIFORM, _tally(UNIFORM))
 probe = _alone(PINGS, Probe)
 owner = _alone(UNIFORM, Owner)
 slow = _alone(LARGE, Slow)
-batches = _alone(PLAIN, Batches)
+# One durable for all of the feed, as theirs is who drains it one by one.
+batches = _alone(PLAIN, _batches(durable=f"{APP}-sink"))
+marked = _alone(PLAIN, _sink(PLAIN, idempotency=_HOUR))
+marked_batches = _alone(PLAIN, _batches(durable=f"{APP}-sink", idempotency=_HOUR))
+remembered = _alone(PLAIN, _sink(PLAIN, idempotency=Idempotency(window_seconds=3600, store="memory")))
 chain = App(APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[Relay, End])
 chain_wide = App(
     APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[Child(Relay, concurrency=256), End]

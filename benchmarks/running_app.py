@@ -18,7 +18,12 @@ from benchmarks.harness import Stage
 from benchmarks.processes import START_TIMEOUT_SECONDS, Program, directory_in_memory
 from understudy.runtime.app import App
 from understudy.runtime.cell.status import CellStatus, read_status
-from understudy.runtime.jetstream.topology import dead_letter_stream, ensure_topology
+from understudy.runtime.jetstream.topology import (
+    dead_letter_stream,
+    ensure_topology,
+    marks_bucket,
+    state_bucket,
+)
 
 QUIET_SECONDS = 0.05
 PUBLIC_LANE = {"UNDERSTUDY_NATS__FAST_LANE": "false"}
@@ -49,6 +54,9 @@ class RunningApp(Consumer):
     async def make_durable(self, client: Client, _feed: Feed) -> None:
         """Make streams and durable just as `understudy run` would, which then finds them."""
         await streams.delete_stream(client, dead_letter_stream(self._app.name))
+        # What an earlier round has handled counts for nothing.
+        for bucket in (marks_bucket(self._app.name), state_bucket(self._app.name)):
+            await streams.delete_stream(client, f"KV_{bucket}")
         await ensure_topology(client, self._app.spec(), apply=True)
 
     async def count_dead(self, client: Client) -> int:

@@ -6,7 +6,15 @@ from benchmarks.harness import Scenario
 from benchmarks.scenarios.backlog import Backlog
 from benchmarks.scenarios.cells import Growth, Idle, StartUp
 from benchmarks.scenarios.chain import Chain
-from benchmarks.scenarios.drain import Drain, DrainBatches, DrainHeaders, DrainKeys, DrainLarge, DrainState
+from benchmarks.scenarios.drain import (
+    Drain,
+    DrainBatches,
+    DrainHeaders,
+    DrainKeys,
+    DrainLarge,
+    DrainOnce,
+    DrainState,
+)
 from benchmarks.scenarios.kill import Kill
 from benchmarks.scenarios.latency import Latency, LatencyHalfLoad
 from benchmarks.scenarios.memory import SlowHandler
@@ -19,6 +27,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     DrainHeaders(),
     DrainKeys(),
     DrainState(),
+    DrainOnce(),
     PublishWindow(),
     PublishEach(),
     Latency(),

@@ -168,3 +168,27 @@ class DrainState(_OfOurs):
             Draining(RunningApp("state_whole", "state, no key"), UNIFORM),
             Draining(RunningApp("uniform", "no state, 1,000 keys"), UNIFORM),
         ]
+
+
+class DrainOnce(_OfOurs):
+    """With idempotency and without, no message coming twice."""
+
+    name = "idempotency"
+    description = f"drain with a mark per message on the server, in memory, and without; batches of {BATCH}"
+    is_quick = False
+    goals = (
+        Goal(measure=RATE, ours="marks in memory", other="no marks"),
+        Goal(measure=RATE, ours="marks on the server", other="no marks"),
+        Goal(measure=RATE, ours="marks on the server, batches", other="batches"),
+    )
+    _feeds = (PLAIN,)
+
+    def contenders(self, _messages: int) -> Sequence[Contender]:
+        """Return them all."""
+        return [
+            Draining(RunningApp("plain", "no marks"), PLAIN),
+            Draining(RunningApp("remembered", "marks in memory"), PLAIN),
+            Draining(RunningApp("marked", "marks on the server"), PLAIN),
+            Draining(RunningApp("batches", "batches"), PLAIN),
+            Draining(RunningApp("marked_batches", "marks on the server, batches"), PLAIN),
+        ]

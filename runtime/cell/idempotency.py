@@ -1,9 +1,9 @@
 """The step that skips what was handled before: look up an event's mark, and make it after its handler.
 
 What runs in this cell is known here, and what this cell has marked is remembered. For the rest the bucket is
-asked, ahead: for everything in the mailbox, many at a time. A delivery that was handled waits for its mark
-and its ack without a lane; this cell and its replacement don't handle it again, however long the bucket is
-away.
+asked, each time for many that come next, so that one answer lets many go on. A delivery that was handled
+waits for its mark and its ack without a lane; this cell and its replacement don't handle it again, however
+long the bucket is away.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream.puback import PubAck
 from understudy.runtime.stores.idempotency import WRONG_LAST_SEQUENCE, KvMarks, Mark, MarkMemory, mark_name
 
-# What waited longer in the mailbox is looked up again: another cell may have marked it since.
+# What has waited longer since it was looked up is looked up again: another cell may have marked it.
 FRESH_SECONDS = 0.1
+# So many are looked up together.
+AHEAD = 256
 MAX_KEY_CHARACTERS = 200
 
 
@@ -85,6 +87,8 @@ class Marks:
         self._loop = asyncio.get_running_loop()
         # By the mark's name; None as long as nobody waits for the end of its run.
         self._running: dict[str, asyncio.Future[None] | None] = {}
+        # What has not begun yet, by sequence and in the order in which it came.
+        self._coming: dict[int, HeldDelivery] = {}
         self._away = ""
         self._probe_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,7 +100,7 @@ class Marks:
         return self._key is not None
 
     def prepare(self, delivery: HeldDelivery) -> None:
-        """Find a delivery's key, and begin to look up its mark; never raises.
+        """Find a delivery's key; never raises.
 
         Args:
             delivery: decoded, if the key is of the event.
@@ -115,9 +119,9 @@ class Marks:
                 problem = f"the idempotency key can't be computed: {error_text(error)}"
                 delivery.decode_error = DecodeError(problem)
                 return
-        delivery.mark = mark = DeliveryMark(key, mark_name(key))
-        if self._store is not None and not (delivery.is_handled or self._away):
-            self._ask(self._store, mark)
+        delivery.mark = DeliveryMark(key, mark_name(key))
+        if self._store is not None and not delivery.is_handled:
+            self._coming[delivery.sequence] = delivery
 
     async def begin(self, delivery: HeldDelivery) -> Outcome | None:
         """Find out whether a delivery is to be handled now; another one of its key that runs is waited for.
@@ -264,6 +268,8 @@ class Marks:
             BrokerError: the server did not answer; nothing is claimed.
         """
         marks = {delivery: _mark(delivery) for delivery in deliveries}
+        for delivery in marks:
+            self._coming.pop(delivery.sequence, None)
         # Claimed all at once, so that two batches don't wait for each other.
         while busy := next((mark for mark in marks.values() if mark.name in self._running), None):
             await self._end_of(busy)
@@ -275,9 +281,13 @@ class Marks:
         if self._store is None:
             return known
         try:
-            for mark in unknown.values():
-                if mark.answer is None or (mark.answer.done() and now - mark.asked_at > FRESH_SECONDS):
-                    self._ask(self._store, mark)
+            stale = [
+                mark
+                for mark in unknown.values()
+                if mark.answer is None or (mark.answer.done() and now - mark.asked_at > FRESH_SECONDS)
+            ]
+            if stale:
+                self._ask(self._store, stale, now)
             for delivery, mark in unknown.items():
                 assert mark.answer is not None
                 if await mark.answer:
@@ -291,9 +301,22 @@ class Marks:
         self._answered()
         return known
 
-    def _ask(self, store: KvMarks, mark: DeliveryMark) -> None:
-        mark.answer = store.look_up(mark.name)
-        mark.asked_at = self._loop.time()
+    def _ask(self, store: KvMarks, marks: Sequence[DeliveryMark], now: float) -> None:
+        """Look marks up, and with them those of what comes next."""
+        asking = list(marks)
+        gone = []
+        for sequence, delivery in self._coming.items():
+            if len(asking) >= AHEAD:
+                break
+            if self._mailbox.get(sequence) is delivery:
+                asking.append(_mark(delivery))
+            else:
+                gone.append(sequence)
+        for sequence in gone:
+            del self._coming[sequence]
+        for mark in asking:
+            mark.answer = store.look_up(mark.name)
+            mark.asked_at = now
 
     def _end(self, mark: DeliveryMark) -> None:
         ended = self._running.pop(mark.name, None)

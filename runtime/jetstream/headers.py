@@ -18,7 +18,7 @@ def encode(headers: Mapping[str, str], status: str = "") -> bytes:
         headers: names and values without line breaks.
         status: code and description for the first line.
     """
-    if not headers:
+    if not (headers or status):
         return b""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     first = f"NATS/1.0 {status}".rstrip()

@@ -16,8 +16,8 @@ from nats.aio.msg import Msg
 from understudy.runtime.jetstream import headers
 from understudy.runtime.jetstream.fast_lane import FastClient
 
-Answered: TypeAlias = Callable[[bytes, str, bytes], None]
-"""Called with an answer's token, its status code, empty if it has none, and its body."""
+Answered: TypeAlias = Callable[[bytes, bytes, bytes], None]
+"""Called with an answer's token, its header block, empty if it has none, and its body."""
 Unwritten: TypeAlias = Callable[[bytes, str], None]
 """Called with the token of what was not written and the problem, empty if the connection is away."""
 
@@ -93,8 +93,7 @@ class FastLane:
             self._client.write_now(b"".join(frames))
 
     def _on_frame(self, subject: bytes, _reply: bytes, block: bytes, body: bytes) -> None:
-        status = headers.status(block)[0] if block else ""
-        self._answered(subject[len(self._inbox) :], status, body)
+        self._answered(subject[len(self._inbox) :], block, body)
 
 
 class PublicLane:
@@ -152,8 +151,9 @@ class PublicLane:
 
     async def _on_message(self, message: Msg) -> None:
         token = message.subject.rpartition(".")[2].encode()
-        status = (message.headers or {}).get("Status", "")
-        self._answered(token, status, message.data)
+        found = dict(message.headers or {})
+        status = found.pop("Status", "")
+        self._answered(token, headers.encode(found, status), message.data)
 
 
 def _plain(block: bytes) -> dict[str, str] | None:

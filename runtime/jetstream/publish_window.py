@@ -13,6 +13,7 @@ from understudy.actors.errors import EncodeError, PublishError
 from understudy.actors.subjects import check_literal
 from understudy.runtime.jetstream.envelope import header_block
 from understudy.runtime.jetstream.fast_lane import FastClient
+from understudy.runtime.jetstream.headers import status
 from understudy.runtime.jetstream.puback import PubAck, Refused, read_answer
 from understudy.runtime.jetstream.publish_lanes import NO_RESPONDERS, FastLane, Message, PublicLane
 
@@ -225,11 +226,11 @@ class PublishWindow:
                 message.entered.set_result(None)
             self._queued.popleft()
 
-    def _answered(self, token: bytes, status: str, body: bytes) -> None:
+    def _answered(self, token: bytes, block: bytes, body: bytes) -> None:
         message = self._in_flight.get(token)
         if message is None:
             return
-        if status == NO_RESPONDERS:
+        if block and status(block)[0] == NO_RESPONDERS:
             self._no_stream(message)
             return
         try:
