@@ -9,8 +9,10 @@ long the bucket is away.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -36,7 +38,14 @@ from understudy.runtime.cell.outcomes import (
 )
 from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream.puback import PubAck
-from understudy.runtime.stores.idempotency import WRONG_LAST_SEQUENCE, KvMarks, Mark, MarkMemory, mark_name
+from understudy.runtime.stores.idempotency import (
+    NOBODYS,
+    WRONG_LAST_SEQUENCE,
+    KvMarks,
+    Mark,
+    MarkMemory,
+    mark_name,
+)
 
 # What has waited longer since it was looked up is looked up again: another cell may have marked it.
 FRESH_SECONDS = 0.1
@@ -90,7 +99,6 @@ class Marks:
         # What has not begun yet, by sequence and in the order in which it came.
         self._coming: dict[int, HeldDelivery] = {}
         self._away = ""
-        self._probe_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("understudy.idempotency")
 
@@ -139,6 +147,11 @@ class Marks:
             return None
         await self._skip(delivery)
         return SETTLED
+
+    def close(self) -> None:
+        """End what still runs in the background."""
+        for task in self._tasks:
+            task.cancel()
 
     def failed(self, delivery: HeldDelivery) -> None:
         """Hear that a delivery was not handled: there is no mark, and another one of its key may run."""
@@ -365,9 +378,7 @@ class Marks:
         async def finish() -> None:
             settled.set_result(await self._finish(store, delivery, confirmed))
 
-        task = self._loop.create_task(finish(), name="understudy-mark")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(finish())
 
     async def _finish(
         self, store: KvMarks, delivery: HeldDelivery, confirmed: asyncio.Future[PubAck]
@@ -427,14 +438,7 @@ class Marks:
         self._settle(delivery)
 
     def _gate(self) -> Again | None:
-        """While the bucket is away, let one delivery ask each second, and tell the others when to."""
-        if not self._away:
-            return None
-        now = self._loop.time()
-        if now < self._probe_at:
-            return Again(self._probe_at - now)
-        self._probe_at = now + BROKER_RETRY_SECONDS
-        return None
+        return Again(BROKER_RETRY_SECONDS) if self._away else None
 
     def _postpone(self, error: BrokerError) -> Again:
         """Hold deliveries until the bucket answers: nothing is counted, and nothing handled without it."""
@@ -442,14 +446,28 @@ class Marks:
             self._away = str(error)
             self._log.warning("the idempotency marks are away; deliveries are held", error=self._away)
             self._away_changed(self._away)
-        self._probe_at = self._loop.time() + BROKER_RETRY_SECONDS
+            assert self._store is not None
+            self._keep(self._probe(self._store))
         return Again(BROKER_RETRY_SECONDS)
+
+    async def _probe(self, store: KvMarks) -> None:
+        """Ask until the bucket answers: what is held may be dropped meanwhile, and then nobody would."""
+        while self._away:
+            await asyncio.sleep(BROKER_RETRY_SECONDS)
+            with contextlib.suppress(BrokerError):
+                await store.look_up(NOBODYS)
+                self._answered()
 
     def _answered(self) -> None:
         if self._away:
             self._away = ""
             self._log.info("the idempotency marks are back")
             self._away_changed("")
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work, name="understudy-marks")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _mark(delivery: HeldDelivery) -> DeliveryMark:

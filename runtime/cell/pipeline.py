@@ -315,6 +315,8 @@ class Pipeline:
     def close(self) -> None:
         """Let go of the threads; one that still runs is left to the end of the process."""
         self._calls.close()
+        if self._marks is not None:
+            self._marks.close()
 
     async def _acknowledge(self, delivery: HeldDelivery) -> None:
         """Ack, and return when the server has confirmed it, or is away."""

@@ -23,6 +23,8 @@ from understudy.actors.errors import BrokerError
 
 # The server's word that there is a mark already, which it says in two ways.
 WRONG_LAST_SEQUENCE = (10071, 10164)
+# No key has this mark.
+NOBODYS = "="
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = structlog.get_logger("understudy.idempotency")
 
