@@ -8,6 +8,7 @@ All of it is checked when the class is made.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Awaitable
 from typing import Any, ClassVar, Unpack, get_origin, is_typeddict
 
@@ -75,6 +76,7 @@ class Actor:
             name=kebab_case(cls.__name__), handlers=find_handlers(cls), options=make_options(given, where)
         )
         check_handlers(cls.__understudy__, where)
+        _check_hooks(cls, where)
 
     # The hooks' results are typed so that both `async def` and `def` may override them.
     def on_start(self, ctx: StartContext) -> Awaitable[None] | None:
@@ -122,6 +124,25 @@ def check_handlers(spec: ActorSpec, where: str) -> None:
     _check_key(spec, spec.options.key, "key", where)
     if spec.options.idempotency is not None:
         _check_key(spec, spec.options.idempotency.key, "the idempotency's key", where)
+
+
+# What each hook is called with, as it is named where one takes something else.
+_HOOKS = {"on_start": ("self", "ctx"), "on_restart": ("self", "reason"), "on_stop": ("self",)}
+
+
+def _check_hooks(cls: type[Actor], where: str) -> None:
+    """Raises DeclarationError if a hook can't be called as it will be: its cell would never come up."""
+    for name, takes in _HOOKS.items():
+        hook = inspect.getattr_static(cls, name)
+        if not inspect.isfunction(hook):
+            continue  # a static method, or an object that is called: its signature is its own affair
+        try:
+            inspect.signature(hook).bind(*takes)
+        except TypeError as error:
+            raise DeclarationError(
+                f"{where}: {name} is called as {name}({', '.join(takes[1:])}): {error}; "
+                f"write def {name}({', '.join(takes)})"
+            ) from None
 
 
 def _check_key(spec: ActorSpec, key: object, name: str, where: str) -> None:

@@ -258,3 +258,37 @@ def test_a_subject_without_a_handler_has_no_route() -> None:
 
 def test_the_consumer_asks_for_no_filter_that_another_covers() -> None:
     assert Router.__understudy__.filters == ("a.>", "x.y")
+
+
+def test_hooks_take_what_they_are_called_with() -> None:
+    """One that can't be called would fail at each start, for ever."""
+    with pytest.raises(DeclarationError, match=r"actor .*Deaf: on_start is called as on_start\(ctx\)"):
+
+        class Deaf(Actor):
+            async def on_start(self) -> None: ...  # type: ignore[override]
+
+            @handles
+            async def departed(self, event: Departed) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"write def on_stop\(self\)"):
+
+        class Curious(Actor):
+            def on_stop(self, reason: str) -> None: ...  # type: ignore[override]
+
+            @handles
+            async def departed(self, event: Departed) -> None: ...
+
+
+def test_hooks_may_name_and_default_their_parameters_as_they_like() -> None:
+    class Free(Actor):
+        def on_start(self, *context: object) -> None: ...
+
+        async def on_restart(self, why: str, again: bool = False) -> None: ...
+
+        @staticmethod
+        def on_stop() -> None: ...
+
+        @handles
+        async def departed(self, event: Departed) -> None: ...
+
+    assert Free.__understudy__.name == "free"
