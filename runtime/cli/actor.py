@@ -15,6 +15,7 @@ from understudy.runtime.cli.options import (
     Json,
     NodeName,
     Servers,
+    check_timeout,
     remedies,
     settings_from,
 )
@@ -51,6 +52,7 @@ def _command(action: Action, text: str) -> Callable[..., int]:
         config: ConfigFile = None,
         servers: Servers = None,
     ) -> int:
+        check_timeout(timeout)
         # Loaded when the command runs: --help needs none of it.
         from understudy.runtime.cli.actor_action import act
 

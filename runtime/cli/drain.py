@@ -14,6 +14,7 @@ from understudy.runtime.cli.options import (
     Json,
     NodeName,
     Servers,
+    check_timeout,
     remedies,
     settings_from,
 )
@@ -45,6 +46,7 @@ def drain(
     """
     if node is not None and all_nodes:
         raise ConfigurationError("give either --node ID or --all")
+    check_timeout(timeout)
     # Loaded when the command runs: --help needs none of it.
     from understudy.runtime.cli.draining import drain_nodes
 

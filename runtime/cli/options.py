@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.actors.errors import BrokerUnreachable
+from understudy.actors.errors import BrokerUnreachable, ConfigurationError
 from understudy.config.load import load_settings
 from understudy.config.settings import Settings
 from understudy.runtime.broker.embedded import running_url
@@ -106,3 +106,9 @@ def remedies(settings: Settings) -> Iterator[None]:
             "  name yours: --servers nats://host:4222, NATS_URL, or nats.servers in understudy.toml;\n"
             "  or start one along with an app: understudy run TARGET --embedded"
         ) from error
+
+
+def check_timeout(seconds: float | None) -> None:
+    """Raises ConfigurationError if what --timeout gives is no time to wait; None is none given."""
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise ConfigurationError(f"--timeout is {seconds:g}; give a number of seconds above 0")

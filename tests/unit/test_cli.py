@@ -225,3 +225,11 @@ def test_python_minus_m_is_the_same_command() -> None:
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("understudy: give either")
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf"])
+@pytest.mark.parametrize("command", [["drain"], ["actor", "pause", "billing"]])
+def test_a_timeout_is_a_time(command: list[str], seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before anything is asked of a node: a drain can't be taken back."""
+    assert main([*command, "--timeout", seconds]) == 2
+    assert f"--timeout is {seconds}; give a number of seconds above 0" in capsys.readouterr().err
