@@ -88,11 +88,13 @@ def _branch(supervisor: SupervisorSpec, indent: int) -> list[str]:
 
 
 def _report(topology: Topology, *, applied: bool) -> list[str]:
-    found = ["The server has all of it."]
-    if topology.changes:
-        found = ["done:", *(f"  {change.done}" for change in topology.changes)]
-        if not applied:
-            found = ["differs:", *(f"  {change.advice}" for change in topology.changes)]
+    done = [change for change in topology.changes if applied and change.kind != "kept"]
+    differs = [change for change in topology.changes if change not in done]
+    found = [] if topology.changes else ["The server has all of it."]
+    if done:
+        found += ["done:", *(f"  {change.done}" for change in done)]
+    if differs:
+        found += ["differs:", *(f"  {change.advice}" for change in differs)]
     if topology.left_over:
         found += ["left over:", *(f"  {left}" for left in topology.left_over)]
     # A client can't ask for it.
