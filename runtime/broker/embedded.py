@@ -167,11 +167,13 @@ def _launch(binary: Path, directory: Path, port: int, sync_interval: str) -> Emb
     for stale in directory.glob("*.ports"):
         stale.unlink(missing_ok=True)
     configuration = directory / "nats-server.conf"
+    # nats-server's strings know fewer escapes than JSON's: no \u.
+    quoted = json.dumps(str(directory), ensure_ascii=False)
     configuration.write_text(
         f"listen: 127.0.0.1:{port or -1}\n"
         f"server_name: {_server_name(directory)}\n"
-        f"ports_file_dir: {json.dumps(str(directory))}\n"
-        f"jetstream {{ store_dir: {json.dumps(str(directory))}, sync_interval: {sync_interval} }}\n",
+        f"ports_file_dir: {quoted}\n"
+        f"jetstream {{ store_dir: {quoted}, sync_interval: {sync_interval} }}\n",
         encoding="utf-8",
     )
     with (directory / "nats-server.log").open("wb") as log:

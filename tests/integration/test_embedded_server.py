@@ -159,6 +159,17 @@ def test_a_url_file_that_was_overwritten_names_no_server(tmp_path: Path) -> None
     assert running_url(tmp_path) is None
 
 
+def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
+    """Its name is quoted as the server's configuration has it."""
+    directory = tmp_path / 'données "été" #1; {x}'
+    server = EmbeddedServer.start(directory)
+    try:
+        assert server.is_alive()
+        assert (directory / "jetstream").is_dir()
+    finally:
+        server.stop()
+
+
 def test_a_port_in_use_is_reported_with_the_servers_log(tmp_path: Path, nats_server: NatsServer) -> None:
     """What the server said goes into the message; nothing is left running."""
     with pytest.raises(ConfigurationError, match="address already in use"):
