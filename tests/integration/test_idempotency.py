@@ -138,12 +138,12 @@ async def test_another_cell_skips_it_too(orders: Bench) -> None:
 
 
 async def test_many_at_a_time(orders: Bench) -> None:
-    """Whatever the order in which look-ups and marks are answered, each key is handled once."""
+    """Repeats that were looked up with the first, before it had its mark, and repeats that come later."""
     book = Book()
     app = book.billing()
     await ensure_topology(orders.client, app.spec(), apply=True)
     await asyncio.gather(
-        *(place(orders, number, {ORIGINAL_ID: f"k{number % 500}"}) for number in range(2000))
+        *(place(orders, number, {ORIGINAL_ID: f"k{number // 2 % 500}"}) for number in range(2000))
     )
     cell = await orders.cell(app)
     await orders.settled(app)
@@ -330,6 +330,7 @@ async def test_while_the_bucket_is_gone_deliveries_are_held(orders: Bench) -> No
         await place(orders, number, {ORIGINAL_ID: f"k{number % 40}"})
     await until(lambda: cell.status.state == "paused")
     assert cell.status.reason.startswith("the idempotency marks are away: ")
+    assert book.numbers == [0]
     await ensure_topology(orders.client, app.spec(), apply=True)
     await orders.settled(app)
     await until(lambda: counts(cell) == (40, 10, 0))
