@@ -59,6 +59,8 @@ LATE_SECONDS = 1.0
 PREDECESSOR_POLL_SECONDS = 0.01
 # What a child is given less than its supervisor, so that the supervisor still has time to report.
 STOP_MARGIN_SECONDS = 0.5
+# A little more than a cell's pull requests live.
+LEAST_SHARE_SECONDS = 2.5
 BY_THE_OPERATOR = "restarted by the operator"
 
 _log = structlog.get_logger(__name__)
@@ -466,8 +468,9 @@ class Supervisor(ControlActor):
                 child.state, child.stop_deadline = "stopping", self._stop_deadline
                 self.send(child.address, Stop(timeout_seconds=max(0.1, remaining - STOP_MARGIN_SECONDS)))
             # Strictly one after the other, many children would not fit into the time: none may take
-            # more than half of its even share before the next is asked too.
-            share = remaining / (2 * (len(self._to_stop) + 1))
+            # more than half of its even share before the next is asked too. But while there is time, the
+            # first must be able to wait for its requests' end, which is that of all the others' too.
+            share = max(remaining / (2 * (len(self._to_stop) + 1)), min(LEAST_SHARE_SECONDS, remaining / 4))
             self._after(share, partial(self._stop_next_if_turn, child))
             self._save()
             return
