@@ -20,6 +20,8 @@ from understudy.actors.handlers import handles
 from understudy.actors.outcomes import Reject, Retry
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
 from understudy.runtime.app import App
+from understudy.runtime.cell import cell as cells
+from understudy.runtime.jetstream import subscription
 from understudy.runtime.stream import Stream
 
 FAST = RetryPolicy(max_attempts=3, min_delay_seconds=0.01, max_delay_seconds=0.05)
@@ -121,6 +123,34 @@ async def test_demand_is_the_mailbox_s_free_room(orders: Bench) -> None:
     await asyncio.sleep(1.5)  # longer than a pull request lives
     assert (await orders.backlog(app)).ack_pending == 16
     assert cell.status.held == 16
+    release.set()
+    await orders.settled(app)
+
+
+async def test_an_idle_cell_shows_at_once_what_comes_and_beats_when_it_asks_again(
+    orders: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with its next heartbeat, which may be far."""
+    monkeypatch.setattr(cells, "IDLE_HEARTBEAT_SECONDS", 3600.0)
+    release = asyncio.Event()
+
+    class Slow(Actor, mailbox=Mailbox(capacity=1), ack_wait_seconds=7200, hang_timeout_seconds=4000):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            await release.wait()
+
+    app = app_of(Slow)
+    cell = await orders.cell(app)
+    # More than what it has while it starts.
+    for _ in range(3):
+        heartbeat = cell.status.heartbeat
+        await until(lambda: cell.status.heartbeat > heartbeat)  # noqa: B023
+    monkeypatch.setattr(subscription, "EXPIRES_SECONDS", 3600.0)
+    heartbeat = cell.status.heartbeat
+    # The request that asks for so long.
+    await until(lambda: cell.status.heartbeat > heartbeat)
+    await place(orders, range(1))
+    await until(lambda: cell.status.held == 1)
     release.set()
     await orders.settled(app)
 
