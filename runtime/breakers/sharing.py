@@ -127,10 +127,16 @@ class Sharing:
 
     async def claim(self, record: Record) -> bool:
         """Write the claim of a trial, if nobody else was first; True too if nobody can be asked."""
-        if self._is_lost or not self._store.is_connected:
+        if not self._store.is_connected:
             return True
+        before = self._breaker.record.age
         try:
             async with asyncio.timeout(CLAIM_SECONDS), self._writing:
+                if self._is_lost:
+                    # Others may have come further meanwhile.
+                    await self._read()
+                    if self._breaker.record.age != before:
+                        return False
                 revision = await self._store.write(self._key, encode(record), self._revision)
                 if revision is None:
                     await self._read()

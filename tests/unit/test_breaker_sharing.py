@@ -401,6 +401,28 @@ async def test_of_two_that_were_apart_the_one_that_came_further_counts(cells: Ce
     assert alone.breaker.record.opening == 2
 
 
+async def test_who_is_back_asks_before_it_tries(cells: Cells, clock: Clock) -> None:
+    """Though it had gone by what it saw itself: the others may have tried just now."""
+    alone, other = await cells.start(2)
+    await open_up(cells)
+    alone.store.is_away = True
+    clock.now += 31
+    await alone.call(ConnectionError())
+    clock.now += 31
+    await other.call(failure())
+    await other.breaker.told()
+    clock.now += 31
+    await other.call(failure())
+    await until(lambda: cells.bucket.record.opening == 3)
+    # No look at the bucket comes before its call.
+    alone.store.is_away = False
+    with pytest.raises(CircuitOpen):
+        async with alone.guard():
+            raise AssertionError
+    await cells.all_are(OPEN)
+    assert alone.breaker.record.opening == 3
+
+
 async def test_a_bucket_that_doesn_t_answer_holds_up_a_trial_no_longer_than_its_bound(
     cells: Cells, clock: Clock
 ) -> None:
