@@ -220,7 +220,11 @@ class Breaker:
     def _says_nothing(self, error: BaseException) -> bool:
         if not isinstance(error, Exception) or isinstance(error, _OWN_WORDS):
             return True
-        return self.policy.is_excluded(error)
+        try:
+            return self.policy.is_excluded(error)
+        except Exception:  # noqa: BLE001, a user's function may raise anything
+            _log.exception("whether an error is excluded can't be told", breaker=self.policy.name)
+            return False
 
     # What the cells tell each other
 

@@ -73,6 +73,8 @@ class Sharing:
         self._loop = asyncio.get_running_loop()
         self._revision = 0
         self._is_lost = False
+        # Whether the log has it, once until a write succeeds.
+        self._is_said = False
         self._to_tell = asyncio.Event()
         self._look = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -81,8 +83,11 @@ class Sharing:
 
     async def start(self) -> None:
         """Read what is known, or don't; and share from now on."""
-        with contextlib.suppress(BrokerError):
-            await self._read()
+        try:
+            # Nobody knows when it was written; else it was just now, or as good as that.
+            await self._read(live=False)
+        except BrokerError as error:
+            self._lose(error)
         self._breaker.peers = self
         self._task = asyncio.create_task(self._run(), name=f"understudy-breaker-{self._key}")
 
@@ -194,12 +199,13 @@ class Sharing:
                 await self._read()
             else:
                 self._revision = max(self._revision, revision)
+                self._is_said = False
 
-    async def _read(self) -> None:
+    async def _read(self, *, live: bool = True) -> None:
         value, revision = await self._store.read(self._key)
         # Also backwards: the bucket may be a new one.
         self._revision = revision
-        self._take_in(value, live=False)
+        self._take_in(value, live=live)
 
     def _take_in(self, value: bytes | None, *, live: bool) -> None:
         record = Record() if value is None else decode(value)
@@ -209,8 +215,9 @@ class Sharing:
         self._breaker.hear(record, live=live)
 
     def _lose(self, error: Exception) -> None:
-        if not self._is_lost:
-            self._is_lost = True
+        self._is_lost = True
+        if not self._is_said:
+            self._is_said = True
             _log.warning(
                 "breaker is local for now",
                 breaker=self._breaker.policy.name,
@@ -219,16 +226,16 @@ class Sharing:
         self._to_tell.set()
 
     async def _find(self) -> None:
-        """Wait until the bucket answers."""
+        """Wait until the bucket answers; not at once, since it may take no writes and yet answer."""
         while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._look.wait()
             self._look.clear()
             if self._store.is_connected:
                 with contextlib.suppress(BrokerError, TimeoutError):
                     await self._read()
                     break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._look.wait()
         self._is_lost = False
         if not self._breaker.is_told():
             self._to_tell.set()

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from support.cells import until
 from understudy.actors.errors import BrokerError, CircuitOpen
@@ -433,6 +434,34 @@ async def test_a_bucket_that_doesn_t_answer_holds_up_a_trial_no_longer_than_its_
     cell.store.is_slow = True
     await cell.call()
     assert cell.state == CLOSED
+
+
+async def test_a_bucket_that_answers_but_takes_nothing_is_asked_now_and_then(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose disk is full; not in a busy loop, and the log has it once."""
+    (cell,) = await cells.start()
+    asked = 0
+
+    async def refuse(key: str, value: bytes, revision: int) -> int | None:
+        nonlocal asked
+        asked += 1
+        raise BrokerError("insufficient storage")
+
+    write = cell.store.write
+    cell.store.write = refuse  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        await cell.call(failure())
+        await until(lambda: asked >= 3)
+    assert [entry["event"] for entry in logs] == ["breaker is local for now"]
+    monkeypatch.setattr(sharing, "LOOK_SECONDS", 60.0)
+    before = asked
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert asked <= before + 1
+    cell.store.write = write  # type: ignore[method-assign]
+    cell.breakers.look()
+    await until(lambda: cells.bucket.record.failures == 1)
 
 
 async def test_who_is_disconnected_claims_for_itself_at_once(cells: Cells, clock: Clock) -> None:

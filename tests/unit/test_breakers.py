@@ -309,6 +309,13 @@ async def test_what_is_excluded_is_neither_failure_nor_success(clock: Clock) -> 
     assert not closed(breaker)
 
 
+async def test_a_function_of_the_user_s_that_raises_excludes_nothing(clock: Clock) -> None:
+    """The call's own error passes on, and counts."""
+    breaker, _ = make(fail_max=1, excluded=[lambda error: error.status == 404])
+    await call(breaker, ConnectionError("down"))
+    assert not closed(breaker)
+
+
 async def test_an_excluded_trial_leaves_its_place_to_the_next(clock: Clock) -> None:
     """It says nothing, so that another may follow at once."""
     breaker, counted = make(excluded=[NotFound])
