@@ -738,7 +738,9 @@ class Cell:
         self._show_state()
 
     def _show_state(self) -> None:
-        """Say what the cell is doing, and ask for more or not."""
+        """Say what the cell is doing, and ask for more or not; until it is prepared it is starting."""
+        if not self._prepared:
+            return
         if self._draining:
             self._status.state(CellState.DRAINING)
         elif self._halted:
@@ -756,8 +758,6 @@ class Cell:
             self._status.state(CellState.PAUSED, reason)
         else:
             self._status.state(CellState.UP)
-        if not self._prepared:
-            return
         if self._halted or self._resting or self._is_clogged or self._paused or self._marks_away:
             self._subscription.pause()
         else:

@@ -237,6 +237,11 @@ class Child:
             run=self.run, spec=self.spec, generation=self.generation, reason=self.last_reason
         )
 
+    def is_at_work(self) -> bool:
+        """Return whether it is a cell that has started, as its cell file says."""
+        cell = read_status(Path(self.run.run_directory, self._cell_file())) if self.is_cell else None
+        return cell is not None and cell.state not in ("starting", "stopped", "failed")
+
     def hang(self, now: float) -> str:
         """Return what in it has not run for longer than it may, and how long; empty if all of it runs."""
         # Most often it has been seen to run not long ago, and nothing need be read.

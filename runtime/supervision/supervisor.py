@@ -213,10 +213,15 @@ class Supervisor(ControlActor):
 
     def _on_ready(self, message: Ready) -> None:
         child = self._named(message.name, message.generation)
-        if child is None or child.state != "starting":
-            return
+        if child is not None and child.state == "starting":
+            self._came_up(child)
+
+    def _came_up(self, child: Child) -> None:
+        assert child.process is not None
         child.came_up(boottime())
-        _log.info(f"{child.kind} up", **child.labels, child_pid=message.pid, generation=child.generation)
+        _log.info(
+            f"{child.kind} up", **child.labels, child_pid=child.process.pid, generation=child.generation
+        )
         self._save()
         self._go_on_after(child)
 
@@ -409,8 +414,12 @@ class Supervisor(ControlActor):
             if now > deadline and not child.killed_for:
                 _log.error("did not stop in time, killed", **child.labels)
                 child.kill("did not stop in time")
-        elif child.state == "starting" and now > child.start_deadline:
-            child.kill(f"not up within {child.start_timeout_seconds:g} s")
+        elif child.state == "starting":
+            if child.is_at_work():
+                # What it handles first may keep it from saying so.
+                self._came_up(child)
+            elif now > child.start_deadline:
+                child.kill(f"not up within {child.start_timeout_seconds:g} s")
         elif child.state == "up" and (hang := child.hang(now)):
             child.kill(hang)
 
