@@ -391,6 +391,9 @@ class Supervisor(ControlActor):
 
     def _seconds_to_tick(self, now: float) -> float:
         running = [child for child in self._children if child.process is not None]
+        if self._stopping and self._stop_deadline > now:
+            # Who doesn't stop is killed in time for us to say so.
+            return max(MIN_TICK_SECONDS, min(TICK_SECONDS, self._stop_deadline - now + MIN_TICK_SECONDS))
         if self._state != "up" or not running or any(child.state != "up" for child in running):
             return TICK_SECONDS
         # A tick that was planned for much later would not be late enough after a suspension to forgive it.
