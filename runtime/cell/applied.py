@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 # The epoch of what another cell has stored: nobody here knows whether it was acked.
 UNKNOWN = -1
 _UNSETTLED = 1 << 62
-# Of a block: its first sequence, two numbers for the run that goes on, lengths.
-_OVERHEAD_BYTES = 36
+# Of a block: its first sequence and lengths; of a sequence in it: the gap before it and a run's length. Most
+# take two.
+_OVERHEAD_BYTES = 16
+_MOST_BYTES = 11
 
 
 class Block:
@@ -49,11 +51,6 @@ class Block:
             self._close_run(packed)
             self._encoded = self.first, bytes(packed)
         return self._encoded
-
-    @property
-    def size(self) -> int:
-        """How many bytes it takes at most as it is stored."""
-        return len(self._packed) + _OVERHEAD_BYTES
 
     def __iter__(self) -> Iterator[int]:
         """Go through all of them."""
@@ -127,9 +124,9 @@ class Applied:
         self._blocks = kept
 
     @property
-    def size(self) -> int:
+    def most_bytes(self) -> int:
         """How many bytes they take at most as they are stored."""
-        return sum(block.size for block in self._blocks)
+        return _MOST_BYTES * len(self._members) + _OVERHEAD_BYTES * len(self._blocks)
 
     def encode(self) -> list[tuple[int, bytes]]:
         """Return them as they are stored."""

@@ -196,7 +196,7 @@ class Cell:
                 self._show_state()
                 actor, taken_over = preparing.result()
                 feeding = asyncio.create_task(self._feed(taken_over), name="understudy-feed")
-                await self._until_stop([*self._background, feeding, *self._lanes.workers])
+                await self._until_stop([*self._background, feeding, *self._lanes.workers, self._lanes.broken])
                 feeding.cancel()
                 # Of a stop that its supervisor has asked for, that keeps the time.
                 timeout_seconds = self._start.run.shutdown_timeout_seconds if self.stopped_itself else None
@@ -454,7 +454,7 @@ class Cell:
             self._pipeline.prepare(delivery)
             self._lanes.add(delivery)
 
-    async def _until_stop(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+    async def _until_stop(self, tasks: Sequence[asyncio.Future[Any]]) -> None:
         """Return when told to stop or when a task has ended; raise what a task or the cell failed with."""
         assert self._failure is not None
         stop = asyncio.create_task(self._stop.wait(), name="understudy-stop")

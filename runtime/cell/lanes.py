@@ -41,8 +41,6 @@ from understudy.runtime.cell.outcomes import (
 BURST = 64
 # When to try again what met a breaker that has closed since.
 SOON_SECONDS = 0.05
-# Of an actor with state, so many keys may wait for their commit beside those that are handled.
-WAITING_LINES = 256
 # The key of everything in an actor that keeps one order.
 ONE_ORDER: Hashable = ()
 
@@ -83,7 +81,11 @@ class Lanes:
         idle: called when nothing runs and nothing may begin.
         batches: handles batches; None if no handler takes any.
         declared: the breakers that handlers declare.
-        handle_line: handles what waits of a key together, in place of `handle`; must not raise.
+        handle_line: handles what waits of a key together, in place of `handle`; must not raise. The lane is
+            free when it returns, the key when the line is settled.
+
+    Attributes:
+        broken: never done, but for the error of a line that failed when its lane was free already.
     """
 
     def __init__(
@@ -99,13 +101,11 @@ class Lanes:
         idle: Callable[[], None] = lambda: None,
         batches: BatchHandler | None = None,
         declared: frozenset[str] = frozenset(),
-        handle_line: Callable[[Line, Deadline], Awaitable[BatchOutcome]] | None = None,
+        handle_line: Callable[[Line, Deadline], Awaitable[None]] | None = None,
     ) -> None:
         self._declared = declared
         self._concurrency = concurrency
         self._handle_line = handle_line
-        # Lines of which a handler may run.
-        self._lines = 0
         self._hang_timeout_seconds = hang_timeout_seconds
         self._handle = handle
         self._wait_seconds = wait_seconds
@@ -137,6 +137,7 @@ class Lanes:
         self._waking = False
         self._quiet = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._timers: set[asyncio.TimerHandle] = set()
 
     @property
@@ -148,7 +149,7 @@ class Lanes:
         """Start as many workers as the concurrency says."""
         self._workers = [
             asyncio.create_task(self._work(), name=f"understudy-lane-{number}")
-            for number in range(self._concurrency + (0 if self._handle_line is None else WAITING_LINES))
+            for number in range(self._concurrency)
         ]
 
     def add(self, delivery: HeldDelivery) -> None:
@@ -289,7 +290,9 @@ class Lanes:
                 await self._run_batch(item, deadline)
                 burst += len(item.members)
             elif self._handle_line is not None:
-                burst += await self._run_line(item, deadline, self._handle_line)
+                line = Line(item, follow=self._follow, settle=self._settle_line, fail=self._fail_line)
+                await self._handle_line(line, deadline)
+                burst += len(line.members)
             else:
                 outcome = await self._handle(item, deadline)
                 if outcome is SETTLED and self._mode is Mode.ALL and not self._shut_gates:
@@ -309,7 +312,7 @@ class Lanes:
         return self._mode is Mode.ALL and not (self._halted or self._paused)
 
     def _take(self) -> HeldDelivery | HeldBatch | None:
-        if self._halted or self._paused or self._lines >= self._concurrency:
+        if self._halted or self._paused:
             return None
         if self._mode is not Mode.ALL:
             if self._mode is Mode.NONE or self._running:
@@ -364,42 +367,47 @@ class Lanes:
             # A worker says that we are idle.
             self._wake()
 
-    async def _run_line(
-        self,
-        first: HeldDelivery,
-        deadline: Deadline,
-        handle: Callable[[Line, Deadline], Awaitable[BatchOutcome]],
-    ) -> int:
-        """Handle what waits of a key, and return how many deliveries that were."""
-        line = Line(first, self._follow, self._leave)
-        self._lines += 1
-        outcome = await handle(line, deadline)
-        line.leave()
+    def _settle_line(self, line: Line, outcome: BatchOutcome) -> None:
         members = line.members
+        first = members[0]
         self._running.difference_update(members)
-        outcomes = [outcome] * len(members) if isinstance(outcome, Settled | Held) else outcome
         staying: list[tuple[HeldDelivery, Outcome | Back]] = []
-        for member, its in zip(members, outcomes, strict=True):
-            if its is not SETTLED:
-                staying.append((member, its))
-            elif self._tried_again:
-                self._unblock(member)
-        if staying:
+        if outcome is not SETTLED or self._tried_again:
+            outcomes = [outcome] * len(members) if isinstance(outcome, Settled | Held) else outcome
+            for member, its in zip(members, outcomes, strict=True):
+                if its is not SETTLED:
+                    staying.append((member, its))
+                elif self._tried_again:
+                    self._unblock(member)
+        if not staying:
+            gate = self._gates.left(first) if self._shut_gates else None
+            if first.key is not None:
+                self._next(first.key)
+            if gate is not None:
+                self._look_at(gate)
+            self._decide()
+        else:
             # The first one that stays keeps the key shut for the others.
             self._put_behind(first.key, [other for other, _ in staying[1:]])
-            member, its = staying[0]
-            if not isinstance(its, Back):
-                self._finish(member, its)
-                return len(members)
+            self._stay_of_line(first, *staying[0])
+        if not self._running:
+            self._quiet.set()
+            # A worker says that we are idle.
+            self._wake()
+
+    def _stay_of_line(self, first: HeldDelivery, member: HeldDelivery, outcome: Outcome | Back) -> None:
+        if not isinstance(outcome, Back):
+            self._finish(member, outcome)
+            return
         gate = self._gates.left(first) if self._shut_gates else None
-        if staying:
-            self._offer(member, first=True)
-        elif first.key is not None:
-            self._next(first.key)
+        self._offer(member, first=True)
         if gate is not None:
             self._look_at(gate)
         self._decide()
-        return len(members)
+
+    def _fail_line(self, error: BaseException) -> None:
+        if not self.broken.done():
+            self.broken.set_exception(error)
 
     def _follow(self, first: HeldDelivery) -> HeldDelivery | None:
         """Take the delivery that is next of a line's key, if nothing stands against it."""
@@ -411,11 +419,6 @@ class Lanes:
         delivery = behind.popleft()
         self._running.add(delivery)
         return delivery
-
-    def _leave(self) -> None:
-        self._lines -= 1
-        if self._ready and not self._waking:
-            self._wake()
 
     def _finish(self, delivery: HeldDelivery, outcome: Outcome) -> None:
         if isinstance(outcome, Held):

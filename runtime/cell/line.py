@@ -5,32 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from understudy.runtime.cell.delivery import HeldDelivery
+from understudy.runtime.cell.outcomes import BatchOutcome
 
 
 class Line:
-    """What one lane handles of a key before it waits for anything.
+    """What one lane handles of a key before it turns to another; the key stays shut until it is settled.
 
     Args:
         first: the delivery that it begins with.
         follow: takes the one that waits behind it, if it may go along.
-        left: called once, when no handler of the line runs any more.
+        settle: hears what becomes of it.
+        fail: hears of an error that nobody expects.
 
     Attributes:
         members: all that it has, in stream order.
     """
 
-    __slots__ = ("_follow", "_is_left", "_left", "members")
+    __slots__ = ("_fail", "_follow", "_settle", "members")
 
     def __init__(
         self,
         first: HeldDelivery,
+        *,
         follow: Callable[[HeldDelivery], HeldDelivery | None],
-        left: Callable[[], None],
+        settle: Callable[[Line, BatchOutcome], None],
+        fail: Callable[[BaseException], None],
     ) -> None:
         self.members = [first]
         self._follow = follow
-        self._left = left
-        self._is_left = False
+        self._settle = settle
+        self._fail = fail
 
     def next(self) -> HeldDelivery | None:
         """Return the delivery of the key that comes next, from now on a member; None if none may go along."""
@@ -39,8 +43,10 @@ class Line:
             self.members.append(delivery)
         return delivery
 
-    def leave(self) -> None:
-        """Let another delivery's handler begin, while this line waits for its commit."""
-        if not self._is_left:
-            self._is_left = True
-            self._left()
+    def settle(self, outcome: BatchOutcome) -> None:
+        """Say what becomes of each member, or of all alike; once, when the lane may have gone on long ago."""
+        self._settle(self, outcome)
+
+    def fail(self, error: BaseException) -> None:
+        """Say, in place of `settle`, that this must not have happened: the cell fails with it."""
+        self._fail(error)

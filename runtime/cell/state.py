@@ -6,6 +6,7 @@ holds, and what their handlers have published that may not be out yet.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,7 @@ from understudy.actors.errors import StateError
 from understudy.actors.state import StateCodec
 from understudy.runtime.cell.applied import Applied, Block
 from understudy.runtime.cell.epochs import Epochs
-from understudy.runtime.stores.state import Conflict, StateStore
+from understudy.runtime.stores.state import Ack, Conflict, StateStore, revision_of
 
 CACHE_ENTRIES = 16_384
 CACHE_BYTES = 32 * 1024 * 1024
@@ -106,7 +107,7 @@ class HeldState:
             StateError: it can't be stored, or not together with that.
         """
         data, value = self._codec.encode(self.value)
-        size = len(data) + self.applied.size + _OVERHEAD_BYTES
+        size = len(data) + self.applied.most_bytes + _OVERHEAD_BYTES
         if messages or self.unsent:
             size += _size_of(messages) + self._unsent_bytes()
         if size > max_payload:
@@ -226,24 +227,32 @@ class States:
         self._cache.clear()
         self._bytes = 0
 
-    async def commit(self, state: HeldState) -> None:
-        """Store a state.
+    async def commit(self, state: HeldState) -> asyncio.Future[Ack]:
+        """Have a state stored; returns what is for `committed`, when it is done.
+
+        Raises:
+            BrokerError: it can't be written, and is to be dropped.
+        """
+        if state.changes_seen != self.epochs.changes:
+            state.changes_seen = self.epochs.changes
+            self._drop(state)
+        return await self._store.commit(state.name, state.revision, state.encode(self._stream_created))
+
+    def committed(self, state: HeldState, answer: asyncio.Future[Ack]) -> None:
+        """Hear how a commit ended.
 
         Raises:
             Conflict: another cell has changed it, or we have and don't know; it is to be dropped.
             BrokerError: it wasn't confirmed, and is to be dropped.
         """
-        if state.changes_seen != self.epochs.changes:
-            state.changes_seen = self.epochs.changes
-            self._drop(state)
-        body = state.encode(self._stream_created)
         try:
-            state.revision = await self._store.commit(state.name, state.revision, body)
+            state.revision = revision_of(answer)
         except Conflict:
             # Which only the leader is sure to know.
             self._conflicts.add(state.name)
             raise
-        self._conflicts.discard(state.name)
+        if self._conflicts:
+            self._conflicts.discard(state.name)
 
     def _drop(self, state: HeldState) -> None:
         """Take out what the server won't deliver again."""

@@ -26,13 +26,13 @@ from understudy.runtime.cell.failures import Broker, Failures
 from understudy.runtime.cell.ledger import Ledger
 from understudy.runtime.cell.line import Line
 from understudy.runtime.cell.mailbox import Mailbox
-from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, BatchOutcome, Outcome
+from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, Outcome
 from understudy.runtime.cell.outputs import Cause, Outputs
 from understudy.runtime.cell.state import HeldState, Message, States
 from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.settlement import Settlement
-from understudy.runtime.stores.state import Conflict
+from understudy.runtime.stores.state import Ack, Conflict
 from understudy.runtime.telemetry.trace import current_trace
 
 # A commit is shared by what is handled in so short a time, so that none waits long for those behind it.
@@ -89,19 +89,44 @@ class _Work:
         state: the key's, as soon as a handler may want it.
         runs: the members whose handlers have run.
         commits: whether one of them has used the state.
+        sends: whether one of them has published something.
         failure: the one whose handler has failed.
         outcomes: of members that are decided on; empty if all are settled alike.
     """
 
-    __slots__ = ("commits", "failure", "line", "outcomes", "runs", "state")
+    __slots__ = ("commits", "failure", "line", "outcomes", "runs", "sends", "state")
 
     def __init__(self, line: Line) -> None:
         self.line = line
         self.state: HeldState | None = None
         self.runs: list[_Run] = []
-        self.commits = False
+        self.commits = self.sends = False
         self.failure: _Failure | None = None
         self.outcomes: dict[HeldDelivery, Outcome | Back] = {}
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is to be sent and nothing has failed."""
+        return self.failure is None and not self.sends
+
+    def when_answered(
+        self, action: Callable[[_Work, asyncio.Future[Any]], None]
+    ) -> Callable[[asyncio.Future[Any]], None]:
+        """Return a callback that does something more with the line, and has the cell fail if that raises."""
+
+        def act(future: asyncio.Future[Any]) -> None:
+            try:
+                action(self, future)
+            except BaseException as error:  # noqa: BLE001
+                self.line.fail(error)
+
+        return act
+
+    def add(self, run: _Run) -> None:
+        """Take in a member whose handler has run."""
+        self.runs.append(run)
+        if run.messages:
+            self.sends = True
 
     def all_outcomes(self) -> list[Outcome | Back]:
         """Return what becomes of each member; what nothing is known of is to be handled again."""
@@ -163,31 +188,53 @@ class StatePipeline:
         self._settled = settled
         self._stop = stop
         self._log = structlog.get_logger("understudy.actor")
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def handle(self, line: Line, deadline: Deadline) -> BatchOutcome:
-        """Handle a line and settle it; returns what becomes of each member, or of all alike."""
+    async def handle(self, line: Line, deadline: Deadline) -> None:
+        """Run the handlers of a line, and see to it that it is settled."""
         work = _Work(line)
         await self._handle_members(work, deadline)
-        line.leave()
-        state = work.state
-        if work.commits:
-            assert state is not None
-            problem = await self._commit(state)
-            if problem is not None:
-                # The state isn't given back, so that it is read anew with the next run.
-                self._rerun(work, problem)
-                return work.all_outcomes()
-        if work.runs:
-            await self._finish(work)
-        if state is not None:
-            self._states.give_back(state)
-        if not work.outcomes and work.failure is None:
-            return SETTLED
+        if not work.commits:
+            self._go_on(work)
+            return
+        assert work.state is not None
+        try:
+            answer = await self._states.commit(work.state)
+        except BrokerError as problem:
+            self._rerun(work, problem)
+        else:
+            answer.add_done_callback(work.when_answered(self._committed))
+
+    def _committed(self, work: _Work, answer: asyncio.Future[Ack]) -> None:
+        assert work.state is not None
+        try:
+            self._states.committed(work.state, answer)
+        except (Conflict, BrokerError) as problem:
+            self._rerun(work, problem)
+        else:
+            self._status.count("committed")
+            self._go_on(work)
+
+    def _go_on(self, work: _Work) -> None:
+        """Do what is left when all is stored."""
+        if work.is_quiet and self._acknowledge is None:
+            self._ack([run.delivery for run in work.runs])
+            self._settle(work)
+            return
+        task = asyncio.get_running_loop().create_task(self._finish(work), name="understudy-line")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(work.when_answered(lambda _, finished: finished.result()))
+
+    def _settle(self, work: _Work) -> None:
+        if work.state is not None:
+            self._states.give_back(work.state)
+        if not work.outcomes:
+            work.line.settle(SETTLED)
+            return
         for run in work.runs:
             work.outcomes.setdefault(run.delivery, SETTLED)
-        if work.failure is not None:
-            await self._fail(work, work.failure)
-        return work.all_outcomes()
+        work.line.settle(work.all_outcomes())
 
     async def _handle_members(self, work: _Work, deadline: Deadline) -> None:
         """Run the handlers of a line, until one of its members stays or the first has waited long enough."""
@@ -212,7 +259,7 @@ class StatePipeline:
                     return
             if time.monotonic() > until or len(line.members) >= MAX_SHARED:
                 return
-            if work.state is not None and not work.state.has_room(self._broker.max_payload):
+            if work.sends and work.state is not None and not work.state.has_room(self._broker.max_payload):
                 return
             delivery = line.next()
 
@@ -223,7 +270,7 @@ class StatePipeline:
             self._log.info("already applied", sequence=delivery.sequence, subject=delivery.subject)
             self._status.count("already_applied")
             messages = state.unsent.get(delivery.sequence, ())
-            work.runs.append(_Run(delivery, messages, is_repeated=True))
+            work.add(_Run(delivery, messages, is_repeated=True))
             return
         handler = delivery.handler
         assert handler is not None
@@ -250,7 +297,7 @@ class StatePipeline:
             failed_trial = None if context is None else context.failed_trial
             work.failure = _Failure(delivery, handler, error, failed_trial)
         else:
-            work.runs.append(_Run(delivery, messages))
+            work.add(_Run(delivery, messages))
         finally:
             # From now on its process doesn't die of it.
             self._ledger.held(delivery.slot)
@@ -267,16 +314,8 @@ class StatePipeline:
             self._window.check(*message)
         return messages
 
-    async def _commit(self, state: HeldState) -> BaseException | None:
-        try:
-            await self._states.commit(state)
-        except (Conflict, BrokerError) as problem:
-            return problem
-        self._status.count("committed")
-        return None
-
     def _rerun(self, work: _Work, problem: BaseException) -> None:
-        """Have everything handled again that isn't stored."""
+        """Have everything handled again that isn't stored, on what is: the state isn't given back."""
         for member in work.line.members:
             # A handler may have changed it.
             member.event = None
@@ -286,11 +325,12 @@ class StatePipeline:
         else:
             first = work.runs[0].delivery
             work.outcomes[first] = self._postpone(first, problem)
+        work.line.settle(work.all_outcomes())
 
     async def _finish(self, work: _Work) -> None:
-        """Send what was published, and ack."""
+        """Send what was published, ack, and settle what has failed."""
         runs, state = work.runs, work.state
-        if any(run.messages for run in runs):
+        if work.sends:
             await self._send(runs)
         problems = []
         for run in runs:
@@ -298,9 +338,15 @@ class StatePipeline:
                 problems.append(run.problem)
             elif run.messages and state is not None:
                 state.unsent.pop(run.delivery.sequence, None)
-        await self._ack([run.delivery for run in runs if run.problem is None])
+        done = [run.delivery for run in runs if run.problem is None]
+        if self._acknowledge is not None:
+            await asyncio.gather(*map(self._acknowledge, done))
+        self._ack(done)
         if problems:
             await self._fail_unsent(work, problems)
+        if work.failure is not None:
+            await self._fail(work, work.failure)
+        self._settle(work)
 
     async def _fail_unsent(self, work: _Work, problems: list[BaseException]) -> None:
         for run in work.runs:
@@ -342,9 +388,7 @@ class StatePipeline:
         self._status.count("published", sent)
         self._status.count("published_again", repeated)
 
-    async def _ack(self, deliveries: list[HeldDelivery]) -> None:
-        if self._acknowledge is not None:
-            await asyncio.gather(*map(self._acknowledge, deliveries))
+    def _ack(self, deliveries: list[HeldDelivery]) -> None:
         for delivery in deliveries:
             self._mailbox.done(delivery)
         self._handled(len(deliveries))

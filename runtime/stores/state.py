@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import nats.errors
@@ -54,8 +55,8 @@ class Ack(Protocol):
 class Window(Protocol):
     """Publishes with acknowledgement."""
 
-    async def publish(self, subject: str, body: bytes, headers: bytes) -> Ack:
-        """Publish one message; PublishError if no stream has it."""
+    async def enqueue(self, subject: str, body: bytes, headers: bytes) -> asyncio.Future[Any]:
+        """Publish one message; the future has an Ack, or a PublishError if no stream has it."""
         ...
 
 
@@ -124,8 +125,8 @@ class StateStore:
             raise _unread(subject, error) from error
         return Stored(revision, None if "KV-Operation" in headers else bytes(answer.data))
 
-    async def commit(self, name: str, revision: int, body: bytes) -> int:
-        """Store a state if nobody else has since it was read.
+    async def commit(self, name: str, revision: int, body: bytes) -> asyncio.Future[Ack]:
+        """Have a state stored if nobody else has since it was read.
 
         Args:
             name: the key's.
@@ -133,18 +134,15 @@ class StateStore:
             body: what is to be stored.
 
         Returns:
-            Its revision.
+            What `revision_of` understands, when the server has answered.
 
         Raises:
-            Conflict: the one that is stored is another.
-            BrokerError: it was not confirmed, and may be stored all the same.
+            BrokerError: it can't be written.
         """
         header = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n" % revision
         try:
-            return (await self._window.publish(self._prefix + name, body, header)).seq
+            return await self._window.enqueue(self._prefix + name, body, header)
         except PublishError as error:
-            if error.code in _CONFLICTS:
-                raise Conflict(str(error)) from error
             raise BrokerError(f"state not committed: {error}") from error
 
     async def _from_leader(self, subject: str) -> Stored:
@@ -157,6 +155,21 @@ class StateStore:
         except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
             raise _unread(subject, error) from error
         return Stored(message.seq or 0, None if "KV-Operation" in (message.headers or {}) else message.data)
+
+
+def revision_of(committed: asyncio.Future[Ack]) -> int:
+    """Return the revision of a commit that was answered.
+
+    Raises:
+        Conflict: the one that is stored is another.
+        BrokerError: it was not confirmed, and may be stored all the same.
+    """
+    try:
+        return committed.result().seq
+    except PublishError as error:
+        if error.code in _CONFLICTS:
+            raise Conflict(str(error)) from error
+        raise BrokerError(f"state not committed: {error}") from error
 
 
 def _unread(subject: str, error: Exception) -> BrokerError:

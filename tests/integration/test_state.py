@@ -210,8 +210,8 @@ async def test_a_cell_that_dies_while_it_commits_is_no_suspect(
     """Its handler had returned. Whether the commit had arrived decides if the handler runs again."""
     commit = StateStore.commit
 
-    async def die_after(self: StateStore, name: str, revision: int, body: bytes) -> int:
-        await commit(self, name, revision, body)
+    async def die_after(self: StateStore, name: str, revision: int, body: bytes) -> Any:
+        await (await commit(self, name, revision, body))
         raise _Death
 
     async def die_before(*_: object) -> int:
@@ -261,6 +261,25 @@ async def test_events_of_a_key_that_wait_together_share_a_commit(shop: Bench) ->
     assert cell.status.counters["committed"] < 500
 
 
+async def test_what_can_t_be_read_holds_up_no_others_in_its_line(shop: Bench) -> None:
+    class Whole(Actor, state=Total, mailbox=Mailbox(capacity=2048)):
+        @handles
+        async def paid(self, event: Paid, ctx: Context) -> None:
+            ctx.state.amount += event.amount
+            ctx.state.payments.append(event.amount)
+
+    app = app_of(Whole)
+    await ensure_topology(shop.client, app.spec(), apply=True)
+    for amount in range(20):
+        await pay(shop, "ann", amount)
+        await shop.publisher.publish({"customer": "ann"}, subject="payments.paid")
+    cell = await shop.cell(app)
+    await shop.settled(app)
+    await until(lambda: cell.status.counters["handled"] == 20)
+    assert (await record_of(shop.client, "=", "whole"))[-1]["payments"] == list(range(20))
+    assert len(await shop.dead_letters(app)) == 20
+
+
 async def test_a_handler_that_does_not_ask_for_the_state_commits_nothing(shop: Bench) -> None:
     class Reader(Actor, key="customer", state=Total):
         @handles
@@ -295,7 +314,7 @@ async def test_two_cells_that_fight_for_a_key_lose_no_update(
     second = CellRun(app, shop.url, shop.directory / "other")
     shop.cells.append(second)
     await second.start()
-    amounts = range(1, 1001)
+    amounts = range(1, 501)
     confirmed = [await shop.publisher.publish_async(Paid(customer="ann", amount=one)) for one in amounts]
     await asyncio.gather(*confirmed)
     await shop.settled(app)
