@@ -50,9 +50,9 @@ IDLE_AFTER_REQUESTS = 3
 # A request that the server never answers was lost on the way: its expiry is long past.
 LOST_AFTER_SECONDS = 2.0
 RETRY_SECONDS = 0.25
-# So often a standby looks whether there is an owner, and an owner that asks for nothing whether it still is.
+# So often a standby looks whether there is an owner, and an owner whether it still is.
 LOOK_SECONDS = 2.0
-IDLE_LOOK_SECONDS = 4.0
+IDLE_LOOK_SECONDS = 8.0
 # An open request is told of its consumer's end. Without one for so long, the consumer is looked at before it
 # is asked again: it may be another of the same name.
 UNHEARD_SECONDS = 0.1
@@ -335,13 +335,8 @@ class PullSubscription:
             return 0.0
         if self._is_candidate():
             return await self._stand_by(now)
-        if (
-            self._pin is not None
-            and now >= self._look_at
-            and self._outstanding() == 0
-            and self._demand() is None
-        ):
-            # The server tells only who asks that another is pinned.
+        if self._pin is not None and now >= self._look_at and self._outstanding() == 0:
+            # The server tells only who asks that another is pinned, and nobody that none is.
             await self.look_for_owner()
             if self._is_candidate():
                 return 0.0
