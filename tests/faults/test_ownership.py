@@ -181,7 +181,7 @@ def pid(run: Running, cell: str = FIRST) -> int:
 
 def test_a_killed_owner_is_replaced_on_its_node_and_the_standby_gets_nothing(nodes: Nodes) -> None:
     """The replacement goes on under the dead cell's pin, in the order of each key, long before ack_wait."""
-    count = 20_000
+    count = 40_000
     with nodes.node("a", LONG, OWNER_SECONDS="0.0005") as a:
         nodes.note(range(1))
         until(lambda: nodes.all_handled(1))
@@ -192,7 +192,7 @@ def test_a_killed_owner_is_replaced_on_its_node_and_the_standby_gets_nothing(nod
             publishing.start()
             for _ in range(3):
                 handled = len(nodes.runs())
-                until(lambda: len(nodes.runs()) > handled + 1000)  # noqa: B023
+                until(lambda: len(nodes.runs()) > handled + 500)  # noqa: B023
                 a.kill_cell(FIRST)
             publishing.join()
             until(lambda: nodes.all_handled(count), 9)

@@ -49,6 +49,7 @@ EVERY_SECONDS = 2.0
 WARM_UP_SECONDS = 5.0
 LOOK_SECONDS = 0.05
 LOOKS = 5
+SETTLE_SECONDS = 10.0
 # What memory may differ by: Python's allocator keeps what was in use at the worst moment.
 GROWTH = 1.1
 DEADLY = frozenset({"segfault", "exit", "block", "hold the GIL", "stick"})
@@ -256,7 +257,7 @@ def storm(directory: Path, *, seconds: float, seed: int, progress: bool = False)
         wait_until(scene.is_ready, RECOVERY_SECONDS, "ready")
         scene.wait_until_handled()
         time.sleep(WARM_UP_SECONDS)
-        now, after, files_after = scene.processes(), _uses(scene), _count_files(run.runs)
+        now, after, files_after = scene.processes(), _uses(scene, before), _count_files(run.runs)
         scene.kills += work.deadly_deeds()
         stages, status = scene.finish()
         ends = Counter(
@@ -318,7 +319,18 @@ def _unexpected(ends: Counter[str], faults: Counter[str]) -> dict[str, int]:
     return dict(seen - explained)
 
 
-def _uses(scene: Scene) -> dict[str, Use]:
+def _uses(scene: Scene, before: dict[str, Use] | None = None) -> dict[str, Use]:
+    """Return what the processes take; what is open for longer than before must be open for long."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        uses = _look(scene)
+        if before is None or time.monotonic() > deadline:
+            return uses
+        if all(uses[name].descriptors <= before[name].descriptors for name in uses):
+            return uses
+
+
+def _look(scene: Scene) -> dict[str, Use]:
     uses = {name: _use(pid) for name, pid in scene.processes().items()}
     victims = [uses.pop(f"{victim}/0") for victim in VICTIMS]
     most = Use(
