@@ -125,8 +125,12 @@ class Applied:
 
     @property
     def most_bytes(self) -> int:
-        """How many bytes they take at most as they are stored."""
-        return _MOST_BYTES * len(self._members) + _OVERHEAD_BYTES * len(self._blocks)
+        """More bytes than they take as they are stored."""
+        return (_MOST_BYTES + _OVERHEAD_BYTES) * len(self._members)
+
+    def count_bytes(self) -> int:
+        """Return how many bytes they take as they are stored, or a few more."""
+        return sum(_OVERHEAD_BYTES + len(packed) for _, packed in self.encode())
 
     def encode(self) -> list[tuple[int, bytes]]:
         """Return them as they are stored."""

@@ -107,10 +107,12 @@ class HeldState:
             StateError: it can't be stored, or not together with that.
         """
         data, value = self._codec.encode(self.value)
-        size = len(data) + self.applied.most_bytes + _OVERHEAD_BYTES
+        size = len(data) + _OVERHEAD_BYTES
         if messages or self.unsent:
             size += _size_of(messages) + self._unsent_bytes()
-        if size > max_payload:
+        # Counting them is only worth while where they might be too many.
+        applied = self.applied
+        if size + applied.most_bytes > max_payload and (size := size + applied.count_bytes()) > max_payload:
             raise StateError(
                 f"the state of {self.name!r} and what is published with it take {size} bytes, the server "
                 f"takes {max_payload}; publish less at once, keep less, or raise the server's max_payload"
@@ -201,12 +203,15 @@ class States:
         if state is not None:
             self._bytes -= state.size
             state.applied.begin(self.epochs.now)
-            return state
-        generation = self._generation
-        stored = await self._store.load(name, from_leader=name in self._conflicts)
-        state = HeldState(name, self._codec, stored.revision, generation)
-        if stored.body is not None:
-            self._read(state, stored.body)
+        else:
+            generation = self._generation
+            stored = await self._store.load(name, from_leader=name in self._conflicts)
+            state = HeldState(name, self._codec, stored.revision, generation)
+            if stored.body is not None:
+                self._read(state, stored.body)
+        if state.changes_seen != self.epochs.changes:
+            state.changes_seen = self.epochs.changes
+            self._drop(state)
         return state
 
     def give_back(self, state: HeldState) -> None:
@@ -233,9 +238,6 @@ class States:
         Raises:
             BrokerError: it can't be written, and is to be dropped.
         """
-        if state.changes_seen != self.epochs.changes:
-            state.changes_seen = self.epochs.changes
-            self._drop(state)
         return await self._store.commit(state.name, state.revision, state.encode(self._stream_created))
 
     def committed(self, state: HeldState, answer: asyncio.Future[Ack]) -> None:

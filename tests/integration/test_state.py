@@ -27,7 +27,7 @@ from understudy.actors.state import State
 from understudy.runtime.app import App
 from understudy.runtime.cell import epochs, state, state_pipeline
 from understudy.runtime.cell.applied import Applied
-from understudy.runtime.cell.state import States
+from understudy.runtime.cell.state import HeldState, States
 from understudy.runtime.cell.state_pipeline import StatePipeline
 from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.stores.state import StateStore
@@ -495,6 +495,33 @@ async def test_sequences_are_dropped_when_the_server_has_their_acks(
     assert own.floor == 0
     assert len(Applied(record[3])) < 10
     assert record[-1]["payments"] == list(range(104))
+
+
+async def test_sequences_that_fill_a_commit_make_room_again(
+    shop: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails for their number isn't kept from being handled when the server has their acks."""
+    monkeypatch.setattr(epochs, "EPOCH_SECONDS", 0.2)
+
+    class Counting(Actor, key="customer", state=Small, on_failure="redeliver", retry=AGAIN):
+        @handles
+        async def paid(self, event: Paid, ctx: Context) -> None:
+            assert ctx.state.text == ""
+
+    app = app_of(Counting)
+    await ensure_topology(shop.client, app.spec(), apply=True)
+    # Of each second event's sequence there are two bytes to be stored.
+    for amount in range(300):
+        await pay(shop, "ann", amount)
+        await pay(shop, "bob", amount)
+    apply = HeldState.apply
+    monkeypatch.setattr(
+        HeldState, "apply", lambda own, number, messages, _: apply(own, number, messages, 800)
+    )
+    cell = await shop.cell(app)
+    await until(lambda: cell.status.counters["failed"] > 0)
+    await shop.settled(app)
+    assert await shop.dead_letters(app) == []
 
 
 async def test_any_key_is_legal(shop: Bench) -> None:
