@@ -6,59 +6,61 @@ the rest is stored as runs, mostly two bytes each, in blocks that can be dropped
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+# A block's first sequence; of each run, the gap since the end of the last one, and how many follow its first.
+Stored: TypeAlias = tuple[int, list[int]]
 
 # The epoch of what another cell has stored: nobody here knows whether it was acked.
 UNKNOWN = -1
 _UNSETTLED = 1 << 62
-# Of a block: its first sequence and lengths; of a sequence in it: the gap before it and a run's length. Most
-# take two.
-_OVERHEAD_BYTES = 16
-_MOST_BYTES = 11
+# Of a block: its first sequence and lengths; of a sequence in it: the numbers of its run. Most take two.
+_BLOCK_BYTES = 16
+_MOST_BYTES = 18
 
 
 class Block:
     """Some applied sequences, ascending.
 
     Attributes:
-        first, last: of them.
+        sequences: all of them.
         since, until: the epochs in which they were settled, see `Epochs`.
     """
 
-    __slots__ = ("_encoded", "_packed", "_run", "_runs_end", "first", "last", "since", "until")
+    __slots__ = ("_runs", "sequences", "since", "until")
 
     def __init__(self, sequence: int) -> None:
-        self.first = self._run = self.last = sequence
+        self.sequences = [sequence]
+        self._runs = [0, 0]
         self.since = self.until = _UNSETTLED
-        # Runs that are complete: the gap since the last one's end and the length, as variable-length numbers.
-        self._packed = bytearray()
-        self._runs_end = sequence
-        self._encoded: tuple[int, bytes] | None = None
+
+    @classmethod
+    def of(cls, stored: Stored) -> Block:
+        """Return what another cell has stored."""
+        sequence, runs = stored
+        block = cls(sequence)
+        block._runs = runs
+        block.since = block.until = UNKNOWN
+        block.sequences.clear()
+        for gap, length in zip(runs[::2], runs[1::2], strict=True):
+            sequence += gap
+            block.sequences += range(sequence, sequence + length + 1)
+            sequence += length
+        return block
 
     def add(self, sequence: int) -> None:
-        """Take in one that is above `last`."""
-        if sequence != self.last + 1:
-            self._close_run(self._packed)
-            self._runs_end = self.last
-            self._run = sequence
-        self.last = sequence
-        self._encoded = None
+        """Take in one that is above all others."""
+        gap = sequence - self.sequences[-1]
+        if gap == 1:
+            self._runs[-1] += 1
+        else:
+            self._runs += (gap, 0)
+        self.sequences.append(sequence)
 
-    def encode(self) -> tuple[int, bytes]:
-        """Return the first one, and all as bytes."""
-        if self._encoded is None:
-            packed = bytearray(self._packed)
-            self._close_run(packed)
-            self._encoded = self.first, bytes(packed)
-        return self._encoded
-
-    def __iter__(self) -> Iterator[int]:
-        """Go through all of them."""
-        return _unpack(*self.encode())
-
-    def _close_run(self, packed: bytearray) -> None:
-        _append(packed, self._run - self._runs_end)
-        _append(packed, self.last - self._run)
+    def encode(self) -> Stored:
+        """Return them as they are stored; it changes with them."""
+        return self.sequences[0], self._runs
 
 
 class Applied:
@@ -70,17 +72,11 @@ class Applied:
 
     __slots__ = ("_blocks", "_members", "_open")
 
-    def __init__(self, stored: Sequence[tuple[int, bytes]] = ()) -> None:
-        self._members: set[int] = set()
-        self._blocks: list[Block] = []
+    def __init__(self, stored: Sequence[Stored] = ()) -> None:
+        self._blocks = [Block.of(one) for one in stored]
+        self._members = {sequence for block in self._blocks for sequence in block.sequences}
         # The newest block, if what comes may be added to it.
         self._open: Block | None = None
-        for first, packed in stored:
-            for sequence in _unpack(first, packed):
-                self.add(sequence)
-            self._open = None
-        for block in self._blocks:
-            block.since = block.until = UNKNOWN
 
     def __contains__(self, sequence: int) -> bool:
         """Return whether it was applied, as far as the server may still deliver it."""
@@ -94,7 +90,7 @@ class Applied:
         """Take one in."""
         self._members.add(sequence)
         block = self._open
-        if block is None or sequence <= block.last:
+        if block is None or sequence <= block.sequences[-1]:
             self._open = block = Block(sequence)
             self._blocks.append(block)
         else:
@@ -118,7 +114,7 @@ class Applied:
         kept = []
         for block in self._blocks:
             if block is not self._open and droppable(block):
-                self._members.difference_update(block)
+                self._members.difference_update(block.sequences)
             else:
                 kept.append(block)
         self._blocks = kept
@@ -126,40 +122,8 @@ class Applied:
     @property
     def most_bytes(self) -> int:
         """More bytes than they take as they are stored."""
-        return (_MOST_BYTES + _OVERHEAD_BYTES) * len(self._members)
+        return (_MOST_BYTES + _BLOCK_BYTES) * len(self._members)
 
-    def count_bytes(self) -> int:
-        """Return how many bytes they take as they are stored, or a few more."""
-        return sum(_OVERHEAD_BYTES + len(packed) for _, packed in self.encode())
-
-    def encode(self) -> list[tuple[int, bytes]]:
-        """Return them as they are stored."""
+    def encode(self) -> list[Stored]:
+        """Return them as they are stored; it changes with them."""
         return [block.encode() for block in self._blocks]
-
-
-def _unpack(first: int, packed: bytes) -> Iterator[int]:
-    position, last = 0, first
-    while position < len(packed):
-        gap, position = _read(packed, position)
-        length, position = _read(packed, position)
-        run = last + gap
-        last = run + length
-        yield from range(run, last + 1)
-
-
-def _append(packed: bytearray, number: int) -> None:
-    while number > 0x7F:
-        packed.append(number & 0x7F | 0x80)
-        number >>= 7
-    packed.append(number)
-
-
-def _read(packed: bytes, position: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        byte = packed[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-        shift += 7

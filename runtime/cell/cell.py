@@ -396,7 +396,7 @@ class Cell:
             StateCodec(self._options.state, self._start.spec.actor),
             stream_created=stream_created,
             floor=floor,
-            is_held=lambda sequence: self._mailbox.get(sequence) is not None,
+            holds_any=self._mailbox.holds_any,
         )
         ending = end_epochs(
             self._states.epochs, client, self._settlement, self._start.spec.stream, self._start.spec.durable

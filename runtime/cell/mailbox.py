@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from understudy.actors.policies import Mailbox as MailboxPolicy
 from understudy.runtime.cell.delivery import HeldDelivery
@@ -42,6 +42,10 @@ class Mailbox:
     def get(self, sequence: int) -> HeldDelivery | None:
         """Return the held delivery of a stream sequence, if there is one."""
         return self._held.get(sequence)
+
+    def holds_any(self, sequences: Iterable[int]) -> bool:
+        """Return whether a delivery of one of these stream sequences is held."""
+        return not self._held.keys().isdisjoint(sequences)
 
     def add(self, delivery: HeldDelivery) -> None:
         """Hold a delivery that is in the ledger."""

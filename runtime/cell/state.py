@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import structlog
 
 from understudy.actors.errors import StateError
 from understudy.actors.state import StateCodec
-from understudy.runtime.cell.applied import Applied, Block
+from understudy.runtime.cell.applied import Applied, Block, Stored
 from understudy.runtime.cell.epochs import Epochs
 from understudy.runtime.stores.state import Ack, Conflict, StateStore, revision_of
 
@@ -48,7 +48,7 @@ class _Record(msgspec.Struct, array_like=True, frozen=True):
     format: int
     version: int
     stream_created: str
-    applied: list[tuple[int, bytes]]
+    applied: list[Stored]
     unsent: list[tuple[int, list[Message]]]
     value: msgspec.Raw
 
@@ -112,7 +112,9 @@ class HeldState:
             size += _size_of(messages) + self._unsent_bytes()
         # Counting them is only worth while where they might be too many.
         applied = self.applied
-        if size + applied.most_bytes > max_payload and (size := size + applied.count_bytes()) > max_payload:
+        if size + applied.most_bytes > max_payload:
+            size += len(_encode(applied.encode()))
+        if size > max_payload:
             raise StateError(
                 f"the state of {self.name!r} and what is published with it take {size} bytes, the server "
                 f"takes {max_payload}; publish less at once, keep less, or raise the server's max_payload"
@@ -147,7 +149,9 @@ class HeldState:
                 self._version,
                 stream_created,
                 self.applied.encode(),
-                [(sequence, list(messages)) for sequence, messages in self.unsent.items()],
+                [(sequence, list(messages)) for sequence, messages in self.unsent.items()]
+                if self.unsent
+                else [],
                 msgspec.Raw(self._data),
             )
         )
@@ -167,7 +171,7 @@ class States:
         codec: of their class.
         stream_created: of the stream whose sequences they hold.
         floor: the consumer's ack floor.
-        is_held: whether the mailbox has a delivery of some sequence.
+        holds_any: whether the mailbox has a delivery of one of some sequences.
     """
 
     def __init__(
@@ -177,13 +181,13 @@ class States:
         *,
         stream_created: str,
         floor: int,
-        is_held: Callable[[int], bool],
+        holds_any: Callable[[Iterable[int]], bool],
     ) -> None:
         self.epochs = Epochs(floor)
         self._store = store
         self._codec = codec
         self._stream_created = stream_created
-        self._is_held = is_held
+        self._holds_any = holds_any
         self._cache: OrderedDict[str, HeldState] = OrderedDict()
         self._bytes = 0
         self._generation = 0
@@ -265,12 +269,12 @@ class States:
 
     def _is_over(self, state: HeldState, block: Block) -> bool:
         # What was published may have been refused, and the delivery given back.
-        if block.last > self.epochs.floor and (
-            not self.epochs.is_over(block) or any(sequence in state.unsent for sequence in block)
+        if block.sequences[-1] > self.epochs.floor and (
+            not self.epochs.is_over(block) or not state.unsent.keys().isdisjoint(block.sequences)
         ):
             return False
         # A copy that the server had sent before it knew of the ack may still wait here.
-        return not any(map(self._is_held, block))
+        return not self._holds_any(block.sequences)
 
     def _read(self, state: HeldState, body: bytes) -> None:
         try:
@@ -283,5 +287,5 @@ class States:
                 state.unsent = {
                     sequence: messages for sequence, messages in record.unsent if sequence in state.applied
                 }
-        except (StateError, msgspec.MsgspecError, IndexError) as error:
+        except (StateError, msgspec.MsgspecError, ValueError) as error:
             raise StateError(f"the state of {state.name!r} can't be read: {error}") from error

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -176,6 +177,7 @@ def _unread(subject: str, error: Exception) -> BrokerError:
     return BrokerError(f"state {subject} can't be read: {str(error) or type(error).__name__}")
 
 
+@lru_cache(maxsize=16_384, typed=True)
 def name_of(key: Hashable) -> str:
     """Return the name of a key's state: legal in a KV bucket, and the same in every process.
 
