@@ -244,11 +244,16 @@ class StatePipeline:
         while delivery is not None:
             current_trace.set(delivery)
             outcome = await self._open(delivery)
-            if outcome is None and delivery.state_name and work.state is None:
-                try:
-                    work.state = await self._states.take(delivery.state_name)
-                except (BrokerError, StateError) as error:
-                    outcome = self._postpone(delivery, error)
+            if outcome is None and delivery.state_name:
+                if work.state is None:
+                    try:
+                        work.state = await self._states.take(delivery.state_name)
+                    except (BrokerError, StateError) as error:
+                        outcome = self._postpone(delivery, error)
+                elif work.state.name != delivery.state_name:
+                    # Python holds keys for equal, (1,) and (True,), that are stored under different names.
+                    work.outcomes[delivery] = BACK
+                    return
             if outcome is None:
                 await self._run(work, delivery, deadline)
                 if work.failure is not None:

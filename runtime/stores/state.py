@@ -177,7 +177,12 @@ def _unread(subject: str, error: Exception) -> BrokerError:
     return BrokerError(f"state {subject} can't be read: {str(error) or type(error).__name__}")
 
 
-@lru_cache(maxsize=16_384, typed=True)
+# Not of other keys, whose equals may have another name.
+@lru_cache(maxsize=16_384)
+def _is_plain(key: str) -> bool:
+    return _PLAIN.fullmatch(key) is not None
+
+
 def name_of(key: Hashable) -> str:
     """Return the name of a key's state: legal in a KV bucket, and the same in every process.
 
@@ -187,7 +192,7 @@ def name_of(key: Hashable) -> str:
     Raises:
         DecodeError: such a key can't name anything.
     """
-    if type(key) is str and _PLAIN.fullmatch(key):
+    if type(key) is str and _is_plain(key):
         return key
     if isinstance(key, int) or (isinstance(key, float) and key.is_integer()):
         return f"={int(key)}"

@@ -524,6 +524,28 @@ async def test_sequences_that_fill_a_commit_make_room_again(
     assert await shop.dead_letters(app) == []
 
 
+async def test_keys_that_are_equal_and_not_the_same_have_states_of_their_own(shop: Bench) -> None:
+    """They wait in one line, and must not be applied to the state of its first."""
+
+    class Odd(Actor, key=lambda event: (event["kind"],), state=Total):
+        @handles("payments.odd")
+        async def paid(self, event: dict[str, Any], ctx: Context) -> None:
+            ctx.state.amount += 1
+
+    app = app_of(Odd)
+    await ensure_topology(shop.client, app.spec(), apply=True)
+    for _ in range(20):
+        for kind in (1, True):
+            await shop.publisher.publish({"kind": kind}, subject="payments.odd")
+    await shop.cell(app)
+    await shop.settled(app)
+    bucket = await shop.client.jetstream().key_value("shop-state")
+    amounts = [
+        msgspec.msgpack.decode((await bucket.get(key)).value or b"")[-1] for key in await bucket.keys()
+    ]
+    assert [one["amount"] for one in amounts] == [20, 20]
+
+
 async def test_any_key_is_legal(shop: Bench) -> None:
     class Odd(Actor, key=lambda event: (event["kind"], event["n"]), state=Total):
         @handles("payments.odd")
