@@ -22,7 +22,8 @@ from understudy.runtime.cell.lanes import ONE_ORDER, Lanes, Mode
 from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, BatchOutcome, Held, Outcome, Settled
 from understudy.runtime.stores.attempts import Attempts
 
-OPEN = Held("mail", 0.01)
+# Longer than a turn takes on a busy machine.
+OPEN = Held("mail", 0.1)
 
 
 def takes(size: int, timeout_seconds: float = 60.0) -> HandlerSpec:
