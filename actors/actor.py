@@ -45,7 +45,8 @@ class ActorSpec:
 class Actor:
     """The base of actors; class keywords are its options, inherited by subclasses.
 
-    `key` (an attribute's name or a callable: one event at a time per key, in stream order), `mailbox`,
+    `key` (an attribute's name or a callable: one event at a time per key, in stream order), `mailbox` (its
+    capacity is 1024; 4096 with `state`, since events of a key that wait together share a commit),
     `concurrency` (1; 16 with `key`: handlers of one instance that may run at once and then share `self`),
     `ordered` (False: one event at a time in stream order), `state` (a subclass of State: `ctx.state` is that
     of the event's key, or without `key` the actor's; it makes one cell the sole owner of the durable, as

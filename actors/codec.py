@@ -37,7 +37,11 @@ _decode_json = msgspec.json.Decoder().decode
 
 
 def encode(value: object) -> bytes:
-    """The MessagePack body of an event, dataclass, struct or plain value."""
+    """The MessagePack body of an event, dataclass, struct or plain value.
+
+    Raises:
+        EncodeError: it holds what has no form in MessagePack.
+    """
     try:
         packed: bytes = _pack(msgspec.to_builtins(value, builtin_types=_KEPT))
     # A user's type can raise anything while it is taken apart.
@@ -48,8 +52,27 @@ def encode(value: object) -> bytes:
     return packed
 
 
+def encode_json(value: object) -> bytes:
+    """The JSON body of what `encode` takes.
+
+    Raises:
+        EncodeError: it holds what has no form in JSON.
+    """
+    try:
+        return msgspec.json.encode(value)
+    # As above.
+    except Exception as error:
+        raise EncodeError(
+            _shorten(f"{type(value).__qualname__} can't be encoded: {_reason(error)}")
+        ) from error
+
+
 def decoder(type_: Any) -> Decoder:
-    """Makes the function that decodes bodies into `type_`; TypeError or NameError if msgspec can't."""
+    """Makes the function that decodes bodies into `type_`, and raises DecodeError for others.
+
+    Raises:
+        TypeError, NameError: msgspec can't decode into it.
+    """
     from_msgpack = msgspec.msgpack.Decoder(type_).decode
     from_json = msgspec.json.Decoder(type_).decode
     name = getattr(type_, "__qualname__", str(type_))
@@ -59,7 +82,7 @@ def decoder(type_: Any) -> Decoder:
             # The common cases are settled by a comparison: a MessagePack map begins above all of JSON.
             if content_type == MSGPACK or (content_type is None and data and data[0] > _ASCII):
                 return from_msgpack(data)
-            if not _is_json(data, content_type):
+            if not is_json(data, content_type):
                 return from_msgpack(data)
             return from_json(data)
         # A field type's own checks can raise anything; a body nested too deeply is a RecursionError.
@@ -70,9 +93,13 @@ def decoder(type_: Any) -> Decoder:
 
 
 def decode_untyped(data: Body, content_type: str | None, subject: str = "") -> Any:  # noqa: ARG001
-    """The plain value of a body: dict, list, str, bytes, int, float, bool, None, datetime."""
+    """The plain value of a body: dict, list, str, bytes, int, float, bool, None, datetime.
+
+    Raises:
+        DecodeError: it is neither JSON nor MessagePack, whichever it says it is.
+    """
     try:
-        if _is_json(data, content_type):
+        if is_json(data, content_type):
             return _decode_json(data)
         size = len(data)
         return msgpack.unpackb(
@@ -91,7 +118,8 @@ def decode_untyped(data: Body, content_type: str | None, subject: str = "") -> A
         raise DecodeError(_shorten(f"body: {_reason(error, data)}")) from error
 
 
-def _is_json(data: Body, content_type: str | None) -> bool:
+def is_json(data: Body, content_type: str | None) -> bool:
+    """Whether a body is JSON; DecodeError if its content type is neither that nor MessagePack."""
     if content_type is None:
         return len(data) > 0 and data[0] in _JSON_FIRST_BYTES
     media_type = content_type.partition(";")[0].strip().lower()

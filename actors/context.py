@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Reply = TypeVar("_Reply")
+ASK_TIMEOUT_SECONDS = 5.0
 
 
 class Delivery(Protocol):
@@ -44,6 +46,10 @@ class Delivery(Protocol):
         The actor's own (`Idempotency`), else the id that the event was published with, else its place in the
         stream. It is the same on every run, on every cell, and on the replay of a dead letter.
         """
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When whoever has asked waits no longer, in UTC; None if nobody has, or without end."""
 
     @property
     def trace_id(self) -> str:
@@ -113,7 +119,16 @@ class Context(ABC):
         """A structlog logger that knows app, actor and cell; entries carry the delivery's trace ids."""
 
     @abstractmethod
-    def publish(self, event: object, *, subject: str | None = None, now: bool = False) -> Awaitable[None]:
+    def publish(
+        self,
+        event: object,
+        *,
+        subject: str | None = None,
+        now: bool = False,
+        delay_seconds: float | None = None,
+        timer: str = "",
+        idempotency_key: str = "",
+    ) -> Awaitable[None]:
         """Collects `event`: it goes out, confirmed, when the handler has returned and before the ack.
 
         What a failed handler has collected is dropped. The returned awaitable is already done, so awaiting
@@ -121,6 +136,43 @@ class Context(ABC):
 
         With `now=True` the event goes out at once, even if the handler fails later; then the awaitable must
         be awaited, and it raises PublishError if no stream confirms.
+
+        With `delay_seconds` its stream, which must be declared with `timers=True`, keeps it so long first,
+        counted from the call. `timer` names it, for `cancel`; an actor's timer that is set again under its
+        name takes the place of the one before.
+
+        `idempotency_key` is what its receivers are given as theirs (`ctx.delivery.idempotency_key`); by
+        default it is known by its message id.
+        """
+
+    @abstractmethod
+    async def cancel(self, timer: str) -> bool:
+        """Cancels, at once, what this actor has published with a delay under that name.
+
+        Also what this run has collected; where the run fails later, it stays cancelled. Returns whether there
+        was such a timer: if not, it has fired, was cancelled before, or never set. Raises BrokerError if the
+        server doesn't answer.
+        """
+
+    @abstractmethod
+    async def ask(
+        self,
+        event: object,
+        *,
+        expects: type[_Reply],
+        subject: str | None = None,
+        timeout_seconds: float = ASK_TIMEOUT_SECONDS,
+        idempotency_key: str = "",
+    ) -> _Reply:
+        """Publishes `event` at once, and returns what the handler of it that declares `reply=` answers.
+
+        It waits no longer than `timeout_seconds`, and never longer than whoever has asked for this delivery.
+        `expects` is the type that the answer is read as. A run that is repeated asks again; with an
+        `idempotency_key` an actor that is idempotent handles it once, and says AskFailed to the others.
+        For `async def` handlers.
+
+        Raises AskTimeout, AskRejected or AskFailed; PublishError if no stream takes the event; DecodeError
+        if the answer isn't what is expected; DeclarationError if this actor would wait for itself.
         """
 
     @abstractmethod

@@ -11,6 +11,10 @@ UnderstudyError
 │   ├── BrokerUnreachable                 no server answers
 │   ├── BrokerRefused                     a server answers and says no
 │   └── PublishError                      an event was not confirmed by its stream
+├── AskError                              what was asked has no answer
+│   ├── AskTimeout                        none came before the deadline
+│   ├── AskRejected                       the handler has refused it, by Reject
+│   └── AskFailed                         it was given up, or can't be answered
 ├── StateError                            an actor's state can't be stored or read
 ├── CircuitOpen                           a circuit breaker lets no call through for now
 └── BulkheadFull                          so many guarded calls run already that one more waited in vain
@@ -95,6 +99,53 @@ def _publish_error(message: str, subject: str, code: int | None) -> PublishError
     return PublishError(message, subject=subject, code=code)
 
 
+class AskError(UnderstudyError):
+    """What was asked has no answer; `subject` says where it was asked."""
+
+    subject: str
+
+    def __init__(self, message: str, *, subject: str) -> None:
+        super().__init__(message)
+        self.subject = subject
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _ask_error, (type(self), str(self), self.subject)
+
+
+def _ask_error(kind: type[AskError], message: str, subject: str) -> AskError:
+    return kind(message, subject=subject)
+
+
+class AskTimeout(AskError):
+    """No answer came before the deadline; whether it is or will be handled isn't known."""
+
+
+class AskRejected(AskError):
+    """The handler has refused it: the text is what its Reject says. Asking again is no use."""
+
+
+class AskFailed(AskError):
+    """It was given up, or can't be answered.
+
+    `reason` is that of its dead letter (`undecodable`, `exhausted`, `crashed`), or `repeated`: an event of
+    its idempotency key was handled before; `held` or `failed`: it waits for a circuit breaker or for its
+    next attempt beyond the deadline.
+    """
+
+    reason: str
+
+    def __init__(self, message: str, *, subject: str, reason: str) -> None:
+        super().__init__(message, subject=subject)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _ask_failed, (str(self), self.subject, self.reason)
+
+
+def _ask_failed(message: str, subject: str, reason: str) -> AskFailed:
+    return AskFailed(message, subject=subject, reason=reason)
+
+
 class StateError(UnderstudyError):
     """An actor's state can't be stored as it is, or what is stored can't be read."""
 
@@ -103,7 +154,8 @@ class CircuitOpen(UnderstudyError):
     """A circuit breaker is open and lets no call through.
 
     A handler that lets it pass has its delivery held until the breaker lets a trial through;
-    one that catches it settles the delivery by what it returns.
+    one that catches it settles the delivery by what it returns. That of a breaker which neither the actor nor
+    the app has is an error as any other.
     """
 
     breaker: str

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 import msgspec
 
 from understudy.actors.errors import DeclarationError, DecodeError, EncodeError
+from understudy.actors.keywords import check_keywords
 from understudy.actors.names import check_integer, nearest
 from understudy.actors.subjects import MAX_SUBJECT_LENGTH, check_filter, is_plain
 
@@ -61,9 +62,8 @@ class EventMeta(msgspec.StructMeta):
         **unknown: object,
     ) -> _Meta:
         # Event itself says frozen and kw_only, for type checkers, which know these two from Struct.
-        for keyword in unknown if bases != (msgspec.Struct,) else ():
-            hint = nearest(keyword, ("subject", "name", "version"))
-            raise DeclarationError(f"event {class_name}: unknown keyword {keyword!r}{hint}")
+        if bases != (msgspec.Struct,):
+            check_keywords(unknown, ("subject", "name", "version"), f"event {class_name}")
         cls = super().__new__(mcs, class_name, bases, namespace, frozen=True, kw_only=True)
         if "__understudy__" in cls.__struct_fields__:
             raise DeclarationError(f"event {class_name}: a field can't be called '__understudy__'; rename it")
@@ -147,11 +147,7 @@ def subject_of(event: object) -> str:
     """The subject that `event` is published to, its placeholders filled in; EncodeError if there is none."""
     spec = event_spec(type(event))
     if spec is None:
-        name = type(event).__qualname__
-        remedy = (
-            f'write class {name}(Event, subject="…")' if isinstance(event, Event) else "give subject= too"
-        )
-        raise EncodeError(f"{name} has no subject to be published to; {remedy}")
+        raise EncodeError(_no_subject_text(event))
     if not spec.positions:
         return spec.subject
     tokens = list(spec.tokens)
@@ -161,6 +157,19 @@ def subject_of(event: object) -> str:
     if len(subject) > MAX_SUBJECT_LENGTH:
         raise EncodeError(f"{spec.name}: the subject has {len(subject)} characters; the most is 1000")
     return subject
+
+
+def _no_subject_text(event: object) -> str:
+    if isinstance(event, type):
+        name = event.__qualname__
+        return f"the class {name} can't be published; give an event of it, {name}(…)"
+    name = type(event).__qualname__
+    remedy = (
+        f'write class {name}(Event, subject="…")'
+        if isinstance(event, Event)
+        else "make it an Event, or publish it with subject="
+    )
+    return f"{name} has no subject to be published to; {remedy}"
 
 
 def check_subject(event: object, subject: str) -> None:

@@ -1,24 +1,26 @@
 """@handles, and what is read from a method that carries it."""
 
-import contextlib
 import dataclasses
 import inspect
-import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar, get_args, get_origin, overload
 
+from understudy.actors.annotations import resolve
 from understudy.actors.codec import Body, Decoder, decode_untyped, decoder
 from understudy.actors.context import BatchContext, Context
 from understudy.actors.errors import DeclarationError
-from understudy.actors.event import EventMeta, check_subject, event_spec
+from understudy.actors.event import Event, EventMeta, check_subject, event_spec
+from understudy.actors.keywords import declares
 from understudy.actors.names import check_name
 from understudy.actors.policies import Batch
+from understudy.actors.returned import has_subject, returned_by
 from understudy.actors.subjects import check_filter, covers
 
 _MARK = "__understudy_handles__"
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_Class: TypeAlias = type
 _NOTHING: Any = object()
 _EXPECTED = "write (self, event: Placed) or (self, event: Placed, ctx: Context)"
 _EXPECTED_BATCH = "write (self, events: list[Placed]) or (self, events: list[Placed], ctx: BatchContext)"
@@ -31,7 +33,11 @@ class HandlerSpec:
     `type` is None where the handler takes the decoded value as it is; `raw` says that it takes the bytes.
     `decode(body, content_type, subject)` returns what the handler takes or raises DecodeError. With `batch`
     the handler takes a list; these three then say what its members are. `breakers` are the names of those
-    without which it can do nothing.
+    without which it can do nothing. `reply` is the type of its answers, None if it gives none.
+
+    `max_attempts` is how often it is tried, None for as often as the actor's policy says. With
+    `has_last_word` it is run once more for what has used up its attempts, or has killed its process too
+    often, and says itself what becomes of that.
     """
 
     method: str
@@ -43,20 +49,36 @@ class HandlerSpec:
     batch: Batch | None
     decode: Decoder
     breakers: tuple[str, ...] = ()
+    reply: "_Class | None" = None
+    max_attempts: int | None = None
+    has_last_word: bool = False
 
 
 @overload
 def handles(method: _Method, /) -> _Method: ...
 @overload
 def handles(
-    subject: str, /, *, batch: Batch | None = None, breakers: Sequence[str] = ()
+    subject: str,
+    /,
+    *,
+    batch: Batch | None = None,
+    breakers: Sequence[str] = (),
+    reply: type | None = None,
 ) -> Callable[[_Method], _Method]: ...
 @overload
 def handles(*, batch: Batch, breakers: Sequence[str] = ()) -> Callable[[_Method], _Method]: ...
 @overload
-def handles(*, breakers: Sequence[str]) -> Callable[[_Method], _Method]: ...
+def handles(*, breakers: Sequence[str], reply: type | None = None) -> Callable[[_Method], _Method]: ...
+@overload
+def handles(*, reply: type, breakers: Sequence[str] = ()) -> Callable[[_Method], _Method]: ...
+@declares("@handles")
 def handles(
-    method_or_subject: Any = _NOTHING, /, *, batch: Batch | None = None, breakers: Sequence[str] = ()
+    method_or_subject: Any = _NOTHING,
+    /,
+    *,
+    batch: Batch | None = None,
+    breakers: Sequence[str] = (),
+    reply: type | None = None,
 ) -> Any:
     """Marks a method as the handler of an event type, or of a subject: `@handles("raw.>")`.
 
@@ -73,22 +95,30 @@ def handles(
     `breakers=["payments"]` names the circuit breakers without which the handler can do nothing. While one of
     them is open its deliveries alone wait, and the actor's others go on, as long as what waits takes no more
     than half the mailbox. A handler that declares none and meets an open breaker has the whole actor wait.
+
+    `reply=Quote` says that it answers who asks, with a Quote: what it returns goes to them alone, and
+    nowhere if nobody has asked. What it publishes besides goes by `ctx.publish`.
+
+    Raises:
+        DeclarationError: what is given can't be used; what the method's signature lacks is said when its
+            class is made.
     """
     # Its own type is no safeguard where nobody runs a type checker.
     given: object = batch
     if given is not None and not isinstance(given, Batch):
         raise DeclarationError(f"@handles: batch is {given!r}; give a Batch: @handles(batch=Batch(size=100))")
     names = _read_breakers(breakers)
+    _check_reply(reply, batch)
     if isinstance(method_or_subject, str):
         subject = check_filter(method_or_subject, "@handles")
-        return lambda method: _mark(method, _Mark(subject, batch, names))
+        return lambda method: _mark(method, _Mark(subject, batch, names, reply))
     if method_or_subject is not _NOTHING:
-        return _mark(method_or_subject, _Mark(None, batch, names))
-    if batch is None and not names:
+        return _mark(method_or_subject, _Mark(None, batch, names, reply))
+    if batch is None and not names and reply is None:
         raise DeclarationError(
             '@handles() gives no subject; write @handles, or with a subject @handles("orders.>")'
         )
-    return lambda method: _mark(method, _Mark(None, batch, names))
+    return lambda method: _mark(method, _Mark(None, batch, names, reply))
 
 
 def _read_breakers(given: object) -> tuple[str, ...]:
@@ -97,6 +127,21 @@ def _read_breakers(given: object) -> tuple[str, ...]:
             f'@handles: breakers is {given!r}; give a list of names: @handles(breakers=["payments"])'
         )
     return tuple(check_name(name, "@handles: breakers") for name in given)
+
+
+def _check_reply(given: object, batch: Batch | None) -> None:
+    if given is None:
+        return
+    if batch is not None:
+        raise DeclarationError("@handles: a handler of batches can't answer; take reply= or batch= away")
+    if not isinstance(given, type):
+        raise DeclarationError(f"@handles: reply is {given!r}; give the class of the answers: reply=Quote")
+    try:
+        decoder(given)
+    except (TypeError, NameError) as error:
+        raise DeclarationError(
+            f"@handles: reply is {given.__qualname__}, which no body decodes into: {error}"
+        ) from error
 
 
 def _mark(method: Any, mark: "_Mark") -> Any:
@@ -109,15 +154,25 @@ def _mark(method: Any, mark: "_Mark") -> Any:
     return method
 
 
+def is_marked(method: object) -> bool:
+    """Return whether @handles stands on a method."""
+    return hasattr(method, _MARK)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Mark:
     subject: str | None
     batch: Batch | None
     breakers: tuple[str, ...]
+    reply: _Class | None
 
 
 def find_handlers(cls: type) -> tuple[HandlerSpec, ...]:
-    """The handlers of an actor class in the order of their definition, inherited ones first."""
+    """The handlers of an actor class in the order of their definition, inherited ones first.
+
+    Raises:
+        DeclarationError: a handler can't be called, overrides another unmarked, or two take the same.
+    """
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
@@ -166,8 +221,11 @@ def _read_handler(cls: type, name: str, method: Any) -> HandlerSpec:
             )
         type_: Any = Any
     else:
-        type_ = _member_type(where, _resolve(where, cls, inner, parameter), mark.batch)
+        resolved = resolve(where, cls, inner, parameter.annotation, repr(parameter.name))
+        type_ = _member_type(where, resolved, mark.batch)
     filter_, decode = _read_type(where, type_, mark.subject)
+    if mark.reply is None:  # an answer goes to who has asked, and so needs no subject
+        _check_returned(where, cls, inner)
     return HandlerSpec(
         method=name,
         filter=filter_,
@@ -178,7 +236,29 @@ def _read_handler(cls: type, name: str, method: Any) -> HandlerSpec:
         batch=mark.batch,
         decode=decode,
         breakers=mark.breakers,
+        reply=mark.reply,
     )
+
+
+def _check_returned(where: str, cls: type, function: types.FunctionType) -> None:
+    """Refuse a handler that says it publishes what has no subject: each of its runs would fail."""
+    for member in published_types(returned_by(cls, function)):
+        if isinstance(member, EventMeta) and member is not Event and not has_subject(member):
+            name = member.__qualname__
+            raise DeclarationError(
+                f"{where} returns {name}, which has no subject to be published to; "
+                f'write class {name}(Event, subject="…"), or if it is an answer, @handles(reply={name})'
+            )
+
+
+def published_types(returned: Sequence[Any]) -> typing.Iterator[Any]:
+    """The types of what is published where a handler returns these: of lists and the like, their members."""
+    for annotation in returned:
+        origin = get_origin(annotation)
+        if isinstance(origin, EventMeta) or origin is None:
+            yield origin or annotation
+        else:
+            yield from published_types(get_args(annotation))
 
 
 def _read_parameters(where: str, method: Any, batch: Batch | None) -> tuple[inspect.Parameter, bool]:
@@ -276,48 +356,3 @@ def _with_subject(decode: Decoder) -> Decoder:
         return event
 
     return decode_and_check
-
-
-def _resolve(where: str, cls: type, function: types.FunctionType, parameter: inspect.Parameter) -> Any:
-    """The annotation as an object; a text (`from __future__ import annotations`) is looked up."""
-    # Only this one annotation: the others may name what is imported for type checkers alone.
-    holder = types.SimpleNamespace(__annotations__={"event": parameter.annotation})
-    scopes: list[Mapping[str, Any]] = [{**_closure(function), **vars(cls)}]
-    scopes.extend(_enclosing_scopes(function))
-    problem: NameError | None = None
-    for scope in scopes:
-        try:
-            resolved = typing.get_type_hints(holder, function.__globals__, dict(scope), include_extras=True)
-        except NameError as error:
-            problem = problem or error
-        except (TypeError, SyntaxError, AttributeError) as error:
-            raise DeclarationError(
-                f"{where}: the annotation {parameter.annotation!r} of {parameter.name!r} is no type: {error}"
-            ) from error
-        else:
-            return resolved["event"]
-    raise DeclarationError(
-        f"{where}: the annotation {parameter.annotation!r} of {parameter.name!r} can't be resolved "
-        f"({problem}); define or import the type above the class, not only for type checkers"
-    )
-
-
-def _closure(function: types.FunctionType) -> dict[str, Any]:
-    found = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        # What is assigned after the class statement isn't there yet.
-        with contextlib.suppress(ValueError):
-            found[name] = cell.cell_contents
-    return found
-
-
-def _enclosing_scopes(function: types.FunctionType) -> typing.Iterator[Mapping[str, Any]]:
-    """The local variables of the functions that are running the class statement, innermost first.
-
-    A class made inside a function may be annotated, as text, with an event made there too.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_globals is function.__globals__:
-            yield frame.f_locals
-        frame = frame.f_back  # type: ignore[assignment]

@@ -13,6 +13,7 @@ from understudy.actors.policies import PolicyMeta
 
 MarkStore: TypeAlias = Literal["kv", "memory"]
 MARK_STORES: tuple[MarkStore, ...] = get_args(MarkStore)
+_KEY = "the idempotency key"
 
 
 class Idempotency(msgspec.Struct, metaclass=PolicyMeta, frozen=True, kw_only=True):
@@ -59,10 +60,10 @@ class Idempotency(msgspec.Struct, metaclass=PolicyMeta, frozen=True, kw_only=Tru
         if key is None:
             return None
         if isinstance(key, str):
-            return lambda event, _headers: _text(_read(event, key))
+            return lambda event, _headers: text_of(_read(event, key), _KEY)
         if _takes_headers(key):
-            return lambda event, headers: _text(key(event, headers()))
-        return lambda event, _headers: _text(key(event))
+            return lambda event, headers: text_of(key(event, headers()), _KEY)
+        return lambda event, _headers: text_of(key(event), _KEY)
 
 
 def _read(event: Any, name: str) -> object:
@@ -73,13 +74,14 @@ def _read(event: Any, name: str) -> object:
         raise DecodeError(f"{kind}: {name!r} can't be read as the idempotency key: {error}") from error
 
 
-def _text(value: object) -> str:
+def text_of(value: object, what: str) -> str:
+    """The text of what names something; DecodeError, which says what, if that may differ from run to run."""
     if isinstance(value, str) and value:
         return str(value)
     if isinstance(value, int | UUID) and not isinstance(value, bool):
         return str(value)
     # The text of anything else may differ from run to run, and nothing would ever be known again.
-    raise DecodeError(f"the idempotency key is {value!r}; give a str that isn't empty, an int or a UUID")
+    raise DecodeError(f"{what} is {value!r}; give a str that isn't empty, an int or a UUID")
 
 
 def _takes_headers(key: Callable[..., object]) -> bool:

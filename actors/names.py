@@ -42,7 +42,11 @@ def check_integer(value: object, where: str, *, minimum: int) -> int:
 
 
 def check_seconds(value: object, where: str, *, zero: bool = False) -> float:
-    """Returns `value` if it is a finite number above 0 (or 0, where `zero` allows it), else raises."""
+    """Returns `value` if it is a finite number above 0 (or 0, where `zero` allows it).
+
+    Raises:
+        DeclarationError: it isn't; `where` names it.
+    """
     if isinstance(value, int | float) and not isinstance(value, bool):
         lowest = 0 if zero else math.ulp(0)
         # Comparing refuses NaN and infinity too.

@@ -6,7 +6,8 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from understudy.actors.errors import DeclarationError, DecodeError
 from understudy.actors.idempotency import Idempotency
-from understudy.actors.names import check_choice, check_integer, check_name, check_seconds, nearest
+from understudy.actors.keywords import check_keywords
+from understudy.actors.names import check_choice, check_integer, check_name, check_seconds
 from understudy.actors.outcomes import Reject, Retry
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
 from understudy.actors.state import State, StateCodec
@@ -16,6 +17,8 @@ RESTART_TYPES: tuple[RestartType, ...] = get_args(RestartType)
 
 # With a key, handlers of different keys run at once; without one an instance handles one event at a time.
 _KEYED_CONCURRENCY = 16
+# What waits together of a key shares a commit.
+_STATEFUL_CAPACITY = 4096
 
 
 class OptionKeywords(TypedDict, total=False):
@@ -110,20 +113,25 @@ class ActorOptions:
         return read_key
 
 
-_KEYWORDS = tuple(OptionKeywords.__annotations__)
+# The names of all options.
+OPTIONS = tuple(OptionKeywords.__annotations__)
 
 
 def make_options(given: Mapping[str, object], where: str) -> ActorOptions:
-    """Checks what was written and works out the defaults; `where` names the class or child in errors."""
-    for keyword in given:
-        if keyword not in _KEYWORDS:
-            raise DeclarationError(f"{where}: unknown option {keyword!r}{nearest(keyword, _KEYWORDS)}")
+    """Checks what was written and works out the defaults; `where` names the class or child in errors.
+
+    Raises:
+        DeclarationError: an option is unknown, has no usable value, or doesn't go with another.
+    """
+    check_keywords(given, OPTIONS, where)
     values = dict(given)
     keeps_order = values.get("key") is not None or values.get("ordered") is True
     if values.get("key") is not None:
         values.setdefault("concurrency", _KEYED_CONCURRENCY)
     if keeps_order:
         values.setdefault("on_failure", "block")
+    if values.get("state") is not None:
+        values.setdefault("mailbox", Mailbox(capacity=_STATEFUL_CAPACITY))
     breakers = values.get("breakers", ())
     if not isinstance(breakers, Sequence) or not all(isinstance(one, CircuitBreaker) for one in breakers):
         raise DeclarationError(f"{where}: breakers is {breakers!r}; give a list of CircuitBreaker")
@@ -189,11 +197,6 @@ def _check_idempotency(options: ActorOptions, where: str) -> None:
     if not isinstance(idempotency, Idempotency):
         raise DeclarationError(
             f"{where}: idempotency is {idempotency!r}; give an Idempotency(window_seconds=…)"
-        )
-    if options.state is not None:
-        raise DeclarationError(
-            f"{where}: state and idempotency exclude each other for now: what is redelivered the state knows "
-            f"itself; of what is published twice, keep the ids in the state"
         )
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from understudy.actors.errors import DeclarationError
-from understudy.actors.names import check_integer, check_name, check_seconds, nearest
+from understudy.actors.keywords import check_keywords
+from understudy.actors.names import check_integer, check_name, check_seconds
 
 
 class PolicyMeta(msgspec.StructMeta):
@@ -17,10 +18,7 @@ class PolicyMeta(msgspec.StructMeta):
 
         def __call__(cls, *values: object, **keywords: object) -> Any:  # noqa: N805 - a metaclass
             """Makes a policy; what msgspec refuses by a bare TypeError is a DeclarationError here."""
-            for keyword in keywords:
-                if keyword not in cls.__struct_fields__:
-                    hint = nearest(keyword, cls.__struct_fields__)
-                    raise DeclarationError(f"{cls.__name__}: unknown option {keyword!r}{hint}")
+            check_keywords(keywords, cls.__struct_fields__, cls.__name__)
             try:
                 return super().__call__(*values, **keywords)
             except DeclarationError:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 import msgspec
 
 from understudy.actors.errors import DeclarationError, StateError
-from understudy.actors.names import check_integer, nearest
+from understudy.actors.keywords import check_keywords
+from understudy.actors.names import check_integer
 
 # The server takes messages of 1 MiB unless told otherwise, and outputs are stored beside the value.
 MAX_BYTES = 256 * 1024
@@ -40,9 +41,8 @@ class StateMeta(msgspec.StructMeta):
     ) -> _Meta:
         where = f"state {class_name}"
         # State itself says kw_only, for type checkers, which know it from Struct.
-        for keyword in unknown if bases != (msgspec.Struct,) else ():
-            hint = nearest(keyword, ("version", "max_bytes"))
-            raise DeclarationError(f"{where}: unknown keyword {keyword!r}{hint}")
+        if bases != (msgspec.Struct,):
+            check_keywords(unknown, ("version", "max_bytes"), where)
         cls = super().__new__(mcs, class_name, bases, namespace, kw_only=True)
         cls.__understudy_version__ = check_integer(version, f"{where}: version", minimum=1)
         cls.__understudy_max_bytes__ = check_integer(max_bytes, f"{where}: max_bytes", minimum=1)
@@ -81,6 +81,9 @@ class State(msgspec.Struct, metaclass=StateMeta, kw_only=True):
         Called when a state of an older version is loaded, whichever it is; a class with a `version` above 1
         has one of its own. If it raises, the delivery waits and is tried again; nothing is lost. It may be
         called more than once for the same data: what it returns is stored with the next event.
+
+        Raises:
+            StateError: the class has none of its own.
         """
         raise StateError(f"{cls.__qualname__} can't be made of version {version} ({len(data)} fields)")
 

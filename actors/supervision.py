@@ -6,8 +6,9 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 from understudy.actors.actor import Actor, ActorSpec, check_handlers
 from understudy.actors.errors import DeclarationError
+from understudy.actors.keywords import check_keywords, declares
 from understudy.actors.names import check_choice, check_integer, check_name, check_seconds, nearest
-from understudy.actors.options import RESTART_TYPES, OptionKeywords, RestartType, make_options
+from understudy.actors.options import OPTIONS, RESTART_TYPES, OptionKeywords, RestartType, make_options
 
 Strategy: TypeAlias = Literal["one_for_one", "one_for_all", "rest_for_one"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -20,6 +21,9 @@ class Child:
 
     `name` tells two children of one class apart, `args` are keyword arguments of its `__init__` (plain
     values), everything else overrides an option of the class.
+
+    Raises:
+        DeclarationError: the class is no actor or handles nothing, or what is given can't be used.
     """
 
     __slots__ = ("actor_class", "args", "spec")
@@ -28,6 +32,7 @@ class Child:
     args: Mapping[str, Any]
     spec: ActorSpec
 
+    @declares("Child")
     def __init__(
         self,
         actor_class: type[Actor],
@@ -44,6 +49,7 @@ class Child:
             raise DeclarationError(
                 f"{where}: {actor_class.__qualname__} handles nothing; put @handles on one of its methods"
             )
+        check_keywords(overrides, ("name", "args", *OPTIONS), where)
         name = check_name(declared.name if name is None else name, where)
         self.actor_class = actor_class
         self.args = _check_args(actor_class, {} if args is None else args, where)
@@ -79,6 +85,7 @@ class Supervisor:
     max_seconds: float
     children: tuple["Child | Supervisor", ...]
 
+    @declares("Supervisor")
     def __init__(
         self,
         name: str,

@@ -25,6 +25,17 @@ from understudy.config.settings import Settings
 
 # What pydantic begins a message with, where ours has the key.
 _SUBJECT = re.compile(r"^(Value error,|Input|List|String|Path|Value) ")
+# By pydantic's kind of error, where its own words speak of Python or of how it reads a text.
+_WORDS = {
+    "path_type": "should be a path",
+    "string_type": "should be a text",
+    "string_too_short": "should not be empty",
+    "too_short": "should not be empty",
+    "list_type": "should be a list",
+    **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "should be an integer"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "should be true or false"),
+}
 _SERVERS: Key = ("nats", "servers")
 _SIGN_IN: frozenset[Key] = frozenset(("nats", name) for name in ("credentials", "user", "password", "token"))
 
@@ -114,7 +125,7 @@ def _unknown(key: Key, layer: Layer, known: dict[Key, bool]) -> str:
 
 def _describe(detail: Any, merged: dict[Key, tuple[object, Layer]], known: dict[Key, bool]) -> str:
     key = next((key for key in merged if detail["loc"][: len(key)] == key), None)
-    text = _SUBJECT.sub("", str(detail["msg"]))
+    text = _WORDS.get(detail["type"]) or _SUBJECT.sub("", str(detail["msg"]))
     if key is None:  # about several keys at once, which the text names
         return text
     value, layer = merged[key]

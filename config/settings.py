@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -20,10 +21,13 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from understudy.config.connection import ConnectionSpec, redact_url
+from understudy.config.log_rules import LogRules
 
 Name = Annotated[str, StringConstraints(min_length=1)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_INTERVAL = re.compile(r"always|[1-9][0-9]*(ms|s|m)", re.ASCII)
 
 
 class _Group(BaseModel):
@@ -81,21 +85,52 @@ class HttpSettings(_Group):
 
 
 class LogSettings(_Group):
-    """How much is logged, and in which form."""
+    """How much is logged, in which form, and what is left out."""
 
     level: Literal["debug", "info", "warning", "error"]
     format: Literal["auto", "console", "json"]
+    # NoDecode: as with `servers`.
+    redact: Annotated[list[Name], NoDecode]
+    limit_repeats: bool
+    repeats: Annotated[int, Field(ge=1)]
+    repeat_window_seconds: Seconds
 
     @field_validator("level", "format", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
+    @field_validator("redact", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    def rules(self) -> LogRules:
+        """Return what every process is told beside level and format, as plain values."""
+        return LogRules(
+            redact=tuple(self.redact),
+            repeats=self.repeats if self.limit_repeats else None,
+            repeat_window_seconds=self.repeat_window_seconds,
+        )
+
+
+class TracesSettings(_Group):
+    """How spans of OpenTelemetry hang together; the rest is set by its own variables."""
+
+    relation: Literal["parent", "link"]
+
 
 class EmbeddedSettings(_Group):
     """The nats-server that `run --embedded` starts."""
 
-    sync_interval: Annotated[str, StringConstraints(pattern=r"^(always|[1-9][0-9]*(ms|s|m))$")]
+    sync_interval: str
+
+    @field_validator("sync_interval")
+    @classmethod
+    def _check_interval(cls, value: str) -> str:
+        if not _INTERVAL.fullmatch(value):
+            raise ValueError("should be 'always', or a number and one of ms, s, m, like '500ms' or '2m'")
+        return value
 
 
 class Settings(BaseSettings):
@@ -114,6 +149,7 @@ class Settings(BaseSettings):
     nats: NatsSettings
     http: HttpSettings
     log: LogSettings
+    traces: TracesSettings
     embedded: EmbeddedSettings
     _nats_is_default: bool = PrivateAttr(default=False)
 

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from understudy.actors.actor import Actor
     from understudy.actors.context import BatchContext, Context, StartContext
-    from understudy.actors.errors import BulkheadFull, CircuitOpen, UnderstudyError
+    from understudy.actors.errors import (
+        AskError,
+        AskFailed,
+        AskRejected,
+        AskTimeout,
+        BulkheadFull,
+        CircuitOpen,
+        UnderstudyError,
+    )
     from understudy.actors.event import Event
     from understudy.actors.handlers import handles
     from understudy.actors.idempotency import Idempotency
     from understudy.actors.outcomes import Reject, Retry
     from understudy.actors.policies import Batch, CircuitBreaker, Mailbox, RetryPolicy
+    from understudy.actors.saga import Saga, SagaContext, starts
+    from understudy.actors.saga_step import NO_COMPENSATION, Step
     from understudy.actors.state import State
     from understudy.actors.supervision import Child, Supervisor
     from understudy.runtime.app import App
@@ -23,8 +33,13 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "NO_COMPENSATION",
     "Actor",
     "App",
+    "AskError",
+    "AskFailed",
+    "AskRejected",
+    "AskTimeout",
     "Batch",
     "BatchContext",
     "BulkheadFull",
@@ -39,19 +54,28 @@ __all__ = [
     "Reject",
     "Retry",
     "RetryPolicy",
+    "Saga",
+    "SagaContext",
     "StartContext",
     "State",
+    "Step",
     "Stream",
     "Supervisor",
     "UnderstudyError",
     "__version__",
     "handles",
+    "starts",
 ]
 
 # Loaded at first use: a module that only declares events needs no broker client.
 _MODULES = {
+    "NO_COMPENSATION": "understudy.actors.saga_step",
     "Actor": "understudy.actors.actor",
     "App": "understudy.runtime.app",
+    "AskError": "understudy.actors.errors",
+    "AskFailed": "understudy.actors.errors",
+    "AskRejected": "understudy.actors.errors",
+    "AskTimeout": "understudy.actors.errors",
     "Batch": "understudy.actors.policies",
     "BatchContext": "understudy.actors.context",
     "BulkheadFull": "understudy.actors.errors",
@@ -66,12 +90,16 @@ _MODULES = {
     "Reject": "understudy.actors.outcomes",
     "Retry": "understudy.actors.outcomes",
     "RetryPolicy": "understudy.actors.policies",
+    "Saga": "understudy.actors.saga",
+    "SagaContext": "understudy.actors.saga",
     "StartContext": "understudy.actors.context",
     "State": "understudy.actors.state",
+    "Step": "understudy.actors.saga_step",
     "Stream": "understudy.runtime.stream",
     "Supervisor": "understudy.actors.supervision",
     "UnderstudyError": "understudy.actors.errors",
     "handles": "understudy.actors.handlers",
+    "starts": "understudy.actors.saga",
 }
 
 
