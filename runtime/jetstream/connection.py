@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +24,16 @@ from understudy.runtime.jetstream.fast_lane import FastClient, self_check
 MAX_RECONNECT_DELAY_SECONDS = 5.0
 # The name by which the rest of the runtime knows it, since only this package imports nats.
 Connection: TypeAlias = Client
+_DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 _log = structlog.get_logger("understudy.connection")
 
 
 async def connect(
-    connection: ConnectionSpec, *, name: str, on_state: Callable[[str], None] | None = None
+    connection: ConnectionSpec,
+    *,
+    name: str,
+    on_state: Callable[[str], None] | None = None,
+    on_denied: Callable[[str], None] | None = None,
 ) -> Client:
     """Connect to the first server that answers, on the fast lane if it works here.
 
@@ -34,6 +42,8 @@ async def connect(
         name: what the server's monitoring shows for this connection.
         on_state: called in the event loop with `connected` after each reconnect, `disconnected` when the
             connection is lost, `closed` when it ended for good; may not block.
+        on_denied: called there with each subject, in lower case, that the server doesn't let us publish to,
+            as often as we try; the message is lost. May not block.
 
     Returns:
         A connection that from now on reconnects for ever.
@@ -47,7 +57,7 @@ async def connect(
     if connection.fast_lane:
         discarded = False
         fast = FastClient()
-        await _connect(fast, connection, name, lambda state: None if discarded else notify(state))
+        await _connect(fast, connection, name, lambda state: None if discarded else notify(state), on_denied)
         problem = await self_check(fast)
         if not problem:
             return fast
@@ -55,12 +65,16 @@ async def connect(
         discarded = True
         await close(fast)
     client = Client()
-    await _connect(client, connection, name, notify)
+    await _connect(client, connection, name, notify, on_denied)
     return client
 
 
 async def _connect(
-    client: Client, connection: ConnectionSpec, name: str, notify: Callable[[str], None]
+    client: Client,
+    connection: ConnectionSpec,
+    name: str,
+    notify: Callable[[str], None],
+    on_denied: Callable[[str], None] | None,
 ) -> None:
     errors: list[Exception] = []
     connected = False
@@ -71,6 +85,9 @@ async def _connect(
             # Each failed try to reconnect comes here too; that the connection is lost was said once.
             log = _log.warning if client.is_connected else _log.debug
             log("broker error", error=str(error) or type(error).__name__)
+            denied = _DENIED.search(str(error))
+            if denied is not None and on_denied is not None:
+                on_denied(denied[1])
         else:
             errors.append(error)
 
@@ -95,6 +112,7 @@ async def _connect(
         attempts += 1
         return servers[attempts % len(servers)], ceiling * (0.5 + random.random() / 2)
 
+    _withhold_without_tls(client)
     try:
         await asyncio.wait_for(
             client.connect(
@@ -118,6 +136,22 @@ async def _connect(
         raise _explain([*errors, error], connection) from error
     connected = True
     client.options["max_reconnect_attempts"] = -1
+
+
+def _withhold_without_tls(client: Client) -> None:
+    """Have a connection for which TLS was asked say nothing, credentials least of all, without it."""
+    connect_command = client._connect_command
+
+    def checked() -> bytes:
+        # nats-py goes on in clear text, as of 2.16, where the server, or who is in between, offers no TLS.
+        assert client._current_server is not None
+        scheme = client._current_server.uri.scheme
+        is_wanted = scheme == "tls" or (scheme == "nats" and "tls" in client.options)
+        if is_wanted and not client._server_info.get("tls_required"):
+            raise nats.errors.SecureConnWantedError
+        return connect_command()
+
+    client._connect_command = checked  # type: ignore[method-assign]
 
 
 async def confirm(client: Client) -> None:
@@ -200,9 +234,21 @@ def _explain(errors: list[Exception], connection: ConnectionSpec) -> BrokerUnrea
                 f"the broker at {servers} refused the connection: authorization violation; "
                 "check nats.user and nats.password, nats.token or nats.credentials"
             )
+        if isinstance(error, nats.errors.SecureConnWantedError):
+            return BrokerRefused(
+                f"the broker at {servers} offers no TLS, which tls:// or nats.tls_ca asks for; "
+                "have it offer TLS, or name it with nats:// and leave out nats.tls_ca and nats.tls_cert"
+            )
         if isinstance(error, ssl.SSLError) or "tls" in text.lower():
             return BrokerRefused(
                 f"the broker at {servers} refused the connection: {text}; check nats.tls_ca, nats.tls_cert"
             )
-    cause = next((str(error) for error in errors if str(error)), "no answer")
+    cause = next((text for text in map(_cause, errors) if text), "no answer")
     return BrokerUnreachable(f"no broker answers at {servers}: {cause}")
+
+
+def _cause(error: Exception) -> str:
+    # What asyncio and uvloop say of a refused connection differs; the number doesn't.
+    if isinstance(error, OSError) and error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return str(error)

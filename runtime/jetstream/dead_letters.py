@@ -17,6 +17,7 @@ from understudy.runtime.jetstream.publish_window import MAX_HEADER_BYTES, Publis
 RENAMED = "Understudy-Original-"
 # Says on a replay which durable it is for. It is the first of the headers, so that nobody has to search.
 REPLAY_FOR = "Understudy-Replay-For"
+_REPLAY = b"NATS/1.0\r\n%b: " % REPLAY_FOR.encode()
 MAX_ERROR_CHARACTERS = 2000
 # What a header's name may consist of; other clients write others, and nats-py doesn't.
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -100,6 +101,11 @@ async def write(window: PublishWindow, letter: DeadLetter, max_payload: int) -> 
         body = b""
     ack = await window.publish(f"dead-letters.{letter.app}.{letter.actor}", body, headers)
     return ack.seq
+
+
+def is_replay(block: bytes) -> bool:
+    """Return whether a message is the replay of a dead letter, by its headers."""
+    return block.startswith(_REPLAY)
 
 
 def _too_long(headers: Mapping[str, str], room: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from understudy.actors.codec import MSGPACK
@@ -14,7 +14,9 @@ _FRAME_BYTES = 12
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
-def event_block(event_type: type, message_id: str, source: str, *, traceparent: str | None) -> bytes:
+def event_block(
+    event_type: type, message_id: str, source: str, *, traceparent: str | None, tracestate: str = ""
+) -> bytes:
     """Return the header block of an event, CloudEvents' binary mode among its headers.
 
     Args:
@@ -22,12 +24,15 @@ def event_block(event_type: type, message_id: str, source: str, *, traceparent: 
         message_id: by which the stream drops repeats.
         source: who publishes.
         traceparent: W3C trace context of the cause, if there is one.
+        tracestate: what goes with it, empty if nothing does.
 
     Raises:
         EncodeError: the message id or the source can't be a header.
     """
     number = _value("Nats-Msg-Id", message_id)
     trace = b"" if traceparent is None else b"traceparent: %b\r\n" % _value("traceparent", traceparent)
+    if trace and tracestate:
+        trace += b"tracestate: %b\r\n" % _value("tracestate", tracestate)
     return b"%bNats-Msg-Id: %b\r\nce-id: %b\r\n%b\r\n" % (_start(event_type, source), number, number, trace)
 
 
@@ -35,6 +40,12 @@ def type_name(event_type: type) -> str:
     """Return the name by which an event's type is known on the wire."""
     spec = getattr(event_type, "__understudy__", None)
     return spec.name if spec is not None else event_type.__name__
+
+
+def template_of(event_type: type) -> str:
+    """Return the template of the subjects that an event's type declares; empty if it declares none."""
+    spec = getattr(event_type, "__understudy__", None)
+    return spec.subject if spec is not None else ""
 
 
 def header_block(headers: Mapping[str, str]) -> bytes:
@@ -58,6 +69,16 @@ def header_block(headers: Mapping[str, str]) -> bytes:
             )
         lines.append(b"%b: %b" % (name.encode(), _value(name, value)))
     return b"\r\n".join([*lines, b"", b""])
+
+
+def with_headers(block: bytes, headers: Iterable[tuple[str, str]]) -> bytes:
+    """Return an event's block with more headers.
+
+    Raises:
+        EncodeError: a value can't be written.
+    """
+    lines = b"".join(b"%b: %b\r\n" % (name.encode(), _value(name, value)) for name, value in headers)
+    return b"%b%b\r\n" % (block[:-2], lines)
 
 
 def header_bytes(headers: Mapping[str, str]) -> int:

@@ -133,6 +133,23 @@ class FastClient(Client):
         if queue is not None and queue.empty() and self.is_connected:
             queue.put_nowait(asyncio.get_running_loop().create_future())
 
+    async def send(self, frames: bytes) -> None:
+        """Write as `write` does, but wait while more is unwritten than may be.
+
+        Args:
+            frames: complete `PUB` or `HPUB` frames.
+
+        Raises:
+            ConnectionClosedError: the connection has ended for good.
+            OutboundBufferLimitError: it is away, and as much waits for the next one as may.
+        """
+        is_full = self._pending_data_size + len(frames) > self._max_pending_size
+        if is_full and not self.is_connected:
+            raise nats.errors.OutboundBufferLimitError
+        self.write(frames)
+        if is_full:
+            await self._flush_pending(force_flush=True)
+
     def write_now(self, frames: bytes) -> None:
         """Write protocol frames, and before them what waits to be written.
 

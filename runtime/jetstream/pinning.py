@@ -17,8 +17,10 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import nats.errors
+import structlog
 from nats.aio.client import Client
 
+from understudy.actors.errors import BrokerError
 from understudy.runtime.jetstream import api, headers
 
 GROUP = "owner"
@@ -28,6 +30,7 @@ _HEADER = b"Nats-Pin-Id"
 TIMEOUT_ACK_WAITS = 2
 # Answered at once, and too short-lived to be given a message.
 KEEP_REQUEST: dict[str, Any] = {"batch": 1, "expires": 1}
+_log = structlog.get_logger("understudy.cell")
 
 
 class Ownership(Protocol):
@@ -109,6 +112,15 @@ class Pin:
                     await client.publish(
                         next_subject(stream, durable), self.request(KEEP_REQUEST), reply=client.new_inbox()
                     )
+
+    async def hand_over(self, client: Client, stream: str, durable: str) -> None:
+        """Give it up, so that a standby has what was given back; what is given back later may come twice."""
+        try:
+            await unpin(client, stream, durable, self.id)
+        except BrokerError as error:
+            _log.warning("not unpinned; a standby takes over when the pin has timed out", error=str(error))
+        # Kept no longer.
+        self.set("")
 
     def strip(self, block: bytes) -> bytes:
         """Return a delivery's headers as published, without the pin.

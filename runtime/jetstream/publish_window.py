@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from nats.aio.client import Client
@@ -58,6 +59,7 @@ class PublishWindow:
         size: how many messages may be unconfirmed at once; a further one waits.
         max_bytes: how many bytes they may have together; a larger one goes alone.
         timeout_seconds: how long one message is tried, under one id, before it counts as not published.
+        confirmed: called with each message's seconds from its place in the window to its confirmation.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class PublishWindow:
         size: int = WINDOW,
         max_bytes: int = MAX_BYTES,
         timeout_seconds: float = TOTAL_TIMEOUT_SECONDS,
+        confirmed: Callable[[float], None] | None = None,
     ) -> None:
         self._client = client
         self._lane: FastLane | PublicLane = (
@@ -77,6 +80,7 @@ class PublishWindow:
         self._size = size
         self._max_bytes = max_bytes
         self._timeout_seconds = timeout_seconds
+        self._confirmed = confirmed
         self._loop = asyncio.get_running_loop()
         self._in_flight: dict[bytes, _Unconfirmed] = {}
         self._bytes = 0
@@ -84,6 +88,10 @@ class PublishWindow:
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._reconnects = client.stats["reconnects"]
+
+    def __len__(self) -> int:
+        """Return how many messages are unconfirmed, those included that wait for a place."""
+        return len(self._in_flight) + len(self._queued)
 
     async def open(self) -> None:
         """Subscribe to the inbox on which streams confirm."""
@@ -148,6 +156,27 @@ class PublishWindow:
                 raise
         return message.confirmed
 
+    def submit(self, subject: str, body: bytes, headers: bytes) -> asyncio.Future[PubAck]:
+        """Publish one message, or have it wait for a place in the window; as `enqueue` otherwise.
+
+        Who calls this keeps what waits bounded: see `is_full`.
+        """
+        return self._take(subject, body, headers).confirmed
+
+    @property
+    def is_full(self) -> bool:
+        """Whether something waits for a place."""
+        return bool(self._queued)
+
+    async def entered(self) -> None:
+        """Return when all that waits now has a place."""
+        if self._queued:
+            last = self._queued[-1]
+            if last.entered is None:
+                last.entered = self._loop.create_future()
+            # Others may wait for it too, and it must not be cancelled with one of them.
+            await asyncio.wait([last.entered])
+
     async def settled(self) -> None:
         """Return when every message is confirmed or given up."""
         while waiting := [
@@ -158,7 +187,17 @@ class PublishWindow:
             await asyncio.wait(waiting)
 
     def check(self, subject: str, body: bytes, headers: bytes) -> None:
-        """Raise what `publish` would, as far as it shows before anything is written."""
+        """Raise what `publish` would, as far as it shows before anything is written.
+
+        Args:
+            subject: where to.
+            body: the message.
+            headers: their block.
+
+        Raises:
+            EncodeError: nothing can be published to the subject.
+            PublishError: body or headers are larger than the server takes.
+        """
         _checked(subject)
         size = len(body) + len(headers)
         if size > self._client.max_payload:
@@ -180,8 +219,9 @@ class PublishWindow:
                 headers = header_block(headers)
             except EncodeError as error:
                 raise PublishError(f"{subject}: {error}", subject=subject) from error
-        self.check(subject, body, headers)
         size = len(body) + len(headers)
+        if size > self._client.max_payload or len(headers) > MAX_HEADER_BYTES:
+            self.check(subject, body, headers)
         if self._client.is_closed:
             raise PublishError(f"{subject}: {_CLOSED}", subject=subject)
         self._number += 1
@@ -202,7 +242,8 @@ class PublishWindow:
     def _enter(self, message: _Unconfirmed, size: int) -> None:
         self._in_flight[message.token] = message
         self._bytes += size
-        message.since = self._loop.time()
+        # The event loop's clock may show only when its turn began.
+        message.since = time.monotonic()
         if self._client.is_connected and self._client.stats["reconnects"] == self._reconnects:
             message.repeat_at = message.since + ACK_TIMEOUT_SECONDS
             self._lane.write(message)
@@ -243,6 +284,8 @@ class PublishWindow:
             else:
                 self._fail(message, str(refused), refused.code)
             return
+        if self._confirmed is not None:
+            self._confirmed(time.monotonic() - message.since)
         if not message.confirmed.done():
             message.confirmed.set_result(ack)
         self._leave(message)

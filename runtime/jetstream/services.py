@@ -87,6 +87,7 @@ async def serve(
     metadata: Mapping[str, str],
     group: str,
     endpoints: Mapping[str, Handler],
+    data: Callable[[str], Mapping[str, object]] = lambda _: {},
 ) -> None:
     """Answer until the connection is closed, and again whenever it is back.
 
@@ -99,17 +100,26 @@ async def serve(
         group: what the endpoints' subjects begin with, which differs from instance to instance.
         endpoints: what answers, by name, in the event loop. A `Refused` becomes an answer with ADR-32's error
             headers; so does any other exception, with code 500.
+        data: returns what an endpoint's statistics say beside its counts, by its name; called in the event
+            loop.
     """
     with warnings.catch_warnings():
         # nats-py 2.16 calls datetime.utcnow(), deprecated in Python 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
-        service = Service(client, ServiceConfig(name, version, description, dict(metadata)))
+        service = Service(
+            client,
+            ServiceConfig(
+                name, version, description, dict(metadata), stats_handler=lambda stats: dict(data(stats.name))
+            ),
+        )
         # It has subscribed by then, and nats-py does so again when a connection is back.
         with contextlib.suppress(nats.errors.Error):
             await service.start()
     for endpoint, handler in endpoints.items():
         with contextlib.suppress(nats.errors.Error):
-            await service.add_group(name=group).add_endpoint(name=endpoint, handler=_answering(handler))
+            await service.add_group(name=group).add_endpoint(
+                name=endpoint, handler=_answering(handler), metadata={}
+            )
 
 
 def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
@@ -121,7 +131,9 @@ def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
         except Exception as error:
             _log.exception("a service's endpoint failed", subject=request.subject)
             raise ServiceError("500", _one_line(f"{type(error).__name__}: {error}")) from error
-        await request.respond(body)
+        # Nothing has failed if nobody wants to know; nats-py says so by a ValueError.
+        with contextlib.suppress(ValueError):
+            await request.respond(body)
 
     return answer
 

@@ -12,6 +12,8 @@ from nats.aio.client import Client
 
 from understudy.runtime.jetstream.fast_lane import FastClient
 
+# How the subjects of all acks begin.
+ACKS = "$JS.ACK."
 CONFIRM_TIMEOUT_SECONDS = 2.0
 # So many are written at once: naks between two turns of the event loop, and acks, of which each write wakes
 # the server up: by twenties, a drain is slower by a quarter to a half (tried).
@@ -26,7 +28,7 @@ def ack_prefix(stream: str, durable: str) -> bytes:
 
     After it come delivery count, stream sequence, consumer sequence, timestamp and pending count.
     """
-    return f"$JS.ACK.{stream}.{durable}.".encode()
+    return f"{ACKS}{stream}.{durable}.".encode()
 
 
 def ack_subject(

@@ -17,18 +17,17 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from understudy.actors.errors import BrokerError
 from understudy.runtime.jetstream import api, headers
 from understudy.runtime.jetstream.changes import NANOSECONDS
 from understudy.runtime.jetstream.fast_lane import FastClient, Receiver
+from understudy.runtime.jetstream.inbox import Inbox
 from understudy.runtime.jetstream.pinning import (
     Pin,
     misfit,
@@ -38,7 +37,15 @@ from understudy.runtime.jetstream.pinning import (
     read_pin,
     unpin,
 )
-from understudy.runtime.jetstream.settlement import Settlement, parse_ack_subject
+from understudy.runtime.jetstream.pull_request import (
+    LOST_AFTER_SECONDS,
+    REQUESTS,
+    Demand,
+    PullRequest,
+    Room,
+)
+from understudy.runtime.jetstream.recovery import Gathering
+from understudy.runtime.jetstream.settlement import Settlement
 
 # Short, because a drain waits until every request is filled or has expired. It also stands in for idle
 # heartbeats: a request is answered within it, or was lost.
@@ -47,8 +54,6 @@ EXPIRES_SECONDS = 1.0
 IDLE_EXPIRES_SECONDS = 2.0
 # So many requests in a row have brought nothing until then.
 IDLE_AFTER_REQUESTS = 3
-# A request that the server never answers was lost on the way: its expiry is long past.
-LOST_AFTER_SECONDS = 2.0
 RETRY_SECONDS = 0.25
 # So often a standby looks whether there is an owner, and an owner whether it still is.
 LOOK_SECONDS = 2.0
@@ -57,79 +62,11 @@ IDLE_LOOK_SECONDS = 8.0
 # is asked again: it may be another of the same name.
 UNHEARD_SECONDS = 0.1
 WARN_AGAIN_SECONDS = 60.0
+# So much later than we ask the server may hear it.
+LATE_SECONDS = 0.1
 # So long it leaves a consumer whose owner the server has forgotten to that owner.
 GRACE_SECONDS = 1.0
-REQUESTS = 2
-_NO_LIMIT = 1 << 30
 _log = structlog.get_logger("understudy.subscription")
-
-
-class Room(Protocol):
-    """What a mailbox can still take."""
-
-    def free(self) -> int:
-        """Return how many more messages it can hold."""
-
-    def free_bytes(self) -> int:
-        """Return how many more bytes it can hold."""
-
-    def capacity(self) -> int:
-        """Return how many messages it holds at most."""
-
-    def is_empty(self) -> bool:
-        """Return whether it holds nothing."""
-
-
-class _Request:
-    """One of the pull requests that may be open at once, under an inbox of its own."""
-
-    __slots__ = (
-        "asked",
-        "expires_at",
-        "inbox",
-        "number",
-        "opened_at",
-        "outstanding",
-        "reserved",
-        "subscription",
-    )
-
-    def __init__(self, inbox: str) -> None:
-        self.inbox = inbox
-        self.subscription: Subscription | None = None
-        self.number = 0
-        self.asked = 0
-        self.outstanding = 0
-        self.reserved = 0
-        self.opened_at = self.expires_at = 0.0
-
-    @property
-    def lost_at(self) -> float:
-        """When its answer is long overdue."""
-        return self.expires_at + LOST_AFTER_SECONDS
-
-    @property
-    def reply(self) -> str:
-        """Where its status frames come, which differs from request to request: one may come late."""
-        return f"{self.inbox}.{self.number}"
-
-    def open(self, messages: int, size: int, seconds: float) -> None:
-        """Begin anew.
-
-        Args:
-            messages: how many are asked for.
-            size: how many bytes they may have, 0 without a bound.
-            seconds: how long it may wait for them.
-        """
-        self.number += 1
-        self.asked = self.outstanding = messages
-        self.reserved = size
-        self.opened_at = time.monotonic()
-        self.expires_at = self.opened_at + seconds
-
-    def end(self) -> None:
-        """Expect nothing more."""
-        self.outstanding = self.reserved = 0
 
 
 class PullSubscription:
@@ -171,29 +108,25 @@ class PullSubscription:
         self._durable = durable
         self._created = created
         self._room = room
+        self._demand = Demand(room, lanes)
         self._settlement = settlement
         self._deliver = deliver
         self._failed = failed
         self._pin = pin
-        self._lanes = lanes
         self._expired = expired
-        self._requests: list[_Request] = []
+        self._requests: list[PullRequest] = []
         self._epoch = 0
         self._connected = client.is_connected
         # When a request last ended, or the consumer was looked at.
         self._heard_at = 0.0
         self._not_before = 0.0
         self._warned_at: dict[str, float] = {}
-        # A message is known to need more than so many bytes.
-        self._too_few_bytes = 0
         # What the consumer's configuration allows a request at most.
-        self._max_batch = self._max_bytes = _NO_LIMIT
         self._max_expires_seconds = IDLE_EXPIRES_SECONDS
         # How many requests in a row have brought nothing.
         self._in_vain = 0
-        # Of an owner that was just pinned or has reconnected, until all that came again is there; by stream
-        # sequence, since what is given back by two may come twice.
-        self._gathered: dict[int, tuple[bytes, bytes, bytes, bytes]] | None = None
+        # Of an owner that was just pinned or has reconnected, until all that came again is there.
+        self._gathered: Gathering | None = None
         # Of a sole owner's consumer: who is pinned, as far as we know.
         self._owner = ""
         # Whether requests waited there when we looked, and when the last one that we gave up ends by itself.
@@ -218,12 +151,17 @@ class PullSubscription:
 
     def settled(self) -> None:
         """Hear that the mailbox has more room."""
-        if self._free() >= self._least():
+        if self._demand.is_worth_it():
             self._changed.set()
+
+    @property
+    def credit(self) -> int:
+        """How many deliveries were asked for and have not come yet."""
+        return self._demand.outstanding()
 
     def is_unasked(self) -> bool:
         """Return whether nothing is asked for, so that nothing comes before something is settled."""
-        return self._outstanding() == 0
+        return self._demand.outstanding() == 0
 
     def pause(self) -> None:
         """Ask for nothing more; what was asked for may still arrive."""
@@ -261,11 +199,13 @@ class PullSubscription:
         """
         self.quiesce()
         deadline = time.monotonic() + IDLE_EXPIRES_SECONDS + LOST_AFTER_SECONDS
-        while self._outstanding() > 0 and self._client.is_connected:
+        while self._demand.outstanding() > 0 and self._client.is_connected:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 _log.warning(
-                    "pull requests were not answered", durable=self._durable, messages=self._outstanding()
+                    "pull requests were not answered",
+                    durable=self._durable,
+                    messages=self._demand.outstanding(),
                 )
                 break
             self._changed.clear()
@@ -274,9 +214,7 @@ class PullSubscription:
             self._task.cancel()
         if self._gathered:
             # Older ones of the same keys may not have come.
-            await self._settlement.nak_in_order(
-                reply for _, (_, reply, _, _) in sorted(self._gathered.items())
-            )
+            await self._settlement.nak_in_order(reply for _, reply, _, _ in self._gathered.in_order())
         await self._close_inboxes()
 
     async def _refill_loop(self) -> None:
@@ -325,24 +263,24 @@ class PullSubscription:
         if overdue and overdue != waiting:
             # To begin again now would strand what the other request is being sent.
             return LOST_AFTER_SECONDS
-        unheard = not waiting and now - self._heard_at > UNHEARD_SECONDS and self._demand() is not None
+        unheard = not waiting and now - self._heard_at > UNHEARD_SECONDS and self._wanted() is not None
         if overdue or unheard:
             await self._look_up()
             if any(request.outstanding > 0 for request in overdue):
                 # The answer came behind all that was on its way, so these are not just still unread.
-                self._warn("a pull request was lost", messages=self._outstanding())
+                self._warn("a pull request was lost", messages=self._demand.outstanding())
                 self._epoch += 1
             return 0.0
         if self._is_candidate():
             return await self._stand_by(now)
-        if self._pin is not None and now >= self._look_at and self._outstanding() == 0:
+        if self._pin is not None and now >= self._look_at and self._demand.outstanding() == 0:
             # The server tells only who asks that another is pinned, and nobody that none is.
             await self.look_for_owner()
             if self._is_candidate():
                 return 0.0
         for request in self._requests:
             if request.outstanding == 0:
-                demand = self._demand()
+                demand = self._wanted()
                 if demand is None:
                     break
                 await self._ask(request, demand)
@@ -369,8 +307,7 @@ class PullSubscription:
         if problem := misfit(self._durable, config, owned=self._pin is not None):
             self._fail(problem)
             return None
-        self._max_batch = config.get("max_batch") or _NO_LIMIT
-        self._max_bytes = config.get("max_bytes") or _NO_LIMIT
+        self._demand.allow(config.get("max_batch"), config.get("max_bytes"))
         max_expires = config.get("max_expires")
         self._max_expires_seconds = max_expires / NANOSECONDS if max_expires else IDLE_EXPIRES_SECONDS
         self._heard_at = time.monotonic()
@@ -391,12 +328,12 @@ class PullSubscription:
                 # Pinned meanwhile.
                 return 0.0
         if self._requests[0].outstanding == 0 and not self._paused:
-            demand = self._demand_of_one()
+            demand = self._demand.of_one()
             if demand is not None:
                 await self._ask(self._requests[0], demand)
         return self._look_at - now
 
-    async def _ask(self, request: _Request, demand: dict[str, Any]) -> None:
+    async def _ask(self, request: PullRequest, demand: dict[str, Any]) -> None:
         seconds = min(IDLE_EXPIRES_SECONDS if self._is_idle() else EXPIRES_SECONDS, self._max_expires_seconds)
         request.open(demand["batch"], demand.get("max_bytes", 0), seconds)
         # The server must see the acks first: their room is what is asked for.
@@ -405,43 +342,12 @@ class PullSubscription:
         body = json.dumps(demand).encode() if self._pin is None else self._pin.request(demand)
         await self._client.publish(self._next, body, reply=request.reply)
 
-    def _outstanding(self) -> int:
-        return sum(request.outstanding for request in self._requests)
-
-    def _free(self) -> int:
-        return self._room.free() - self._outstanding()
-
-    def _least(self) -> int:
-        """Return how much room is worth a request."""
-        return max(1, (self._room.capacity() - self._lanes) // (2 * REQUESTS))
-
-    def _demand(self) -> dict[str, Any] | None:
+    def _wanted(self) -> dict[str, Any] | None:
         """Return what to ask for, or None if nothing is to be asked for now."""
-        free = self._free()
-        if self._paused or free < self._least():
-            return None
-        batch = min(free, self._max_batch)
-        size = self._room.free_bytes() - sum(request.reserved for request in self._requests)
-        # A share of it, so that the other request has something to ask for.
-        for share in (-(-size // len(self._requests)), size):
-            allowed = min(share, self._max_bytes)
-            if allowed > self._too_few_bytes:
-                return {"batch": batch, "max_bytes": allowed}
-        return self._alone()
+        return None if self._paused else self._demand.of_many()
 
-    def _demand_of_one(self) -> dict[str, Any] | None:
-        """Return what a candidate asks for, which may still hold what it had as the owner."""
-        allowed = min(self._room.free_bytes(), self._max_bytes)
-        if self._room.is_empty() or self._free() <= 0 or allowed <= self._too_few_bytes:
-            return self._alone()
-        return {"batch": 1, "max_bytes": allowed}
-
-    def _alone(self) -> dict[str, Any] | None:
-        """Return what to ask for where a message may be larger than the bytes that it can have."""
-        return {"batch": 1} if self._room.is_empty() and self._outstanding() == 0 else None
-
-    def _receiver(self, request: _Request) -> Receiver:
-        deliver, pin = self._deliver, self._pin
+    def _receiver(self, request: PullRequest) -> Receiver:
+        deliver, pin, demand = self._deliver, self._pin, self._demand
 
         def receive(subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
             if not reply:
@@ -450,23 +356,23 @@ class PullSubscription:
             if pin is not None:
                 if not pin.id and (pin_id := read_pin(block)):
                     pin.set(pin_id)
-                    self._gathered = {}
+                    self._gathered = Gathering(demand)
                 block = pin.strip(block)
             # As the server counts, which ends a request that this fills exactly without a word.
             request.reserved -= len(subject) + len(reply) + len(block) + len(body)
             request.outstanding -= 1
-            self._too_few_bytes = 0
+            demand.too_few_bytes = 0
             if request.outstanding <= 0 or request.reserved == 0:
                 self._in_vain = 0
                 self._end(request)
             if self._gathered is None:
                 deliver(subject, reply, block, body)
             else:
-                self._gathered[parse_ack_subject(reply)[1]] = (subject, reply, block, body)
+                self._gathered.add((subject, reply, block, body))
 
         return receive
 
-    def _on_status(self, request: _Request, subject: bytes, block: bytes) -> None:
+    def _on_status(self, request: PullRequest, subject: bytes, block: bytes) -> None:
         code, description = headers.status(block)
         if code == "100":
             return
@@ -482,7 +388,7 @@ class PullSubscription:
         elif description == "Consumer is push based" or code == "400":
             self._fail(f"consumer {self._durable} can't be pulled from: {description}")
         elif description.startswith("Message Size Exceeds"):
-            self._too_few_bytes = max(self._too_few_bytes, request.reserved)
+            self._demand.too_few_bytes = max(self._demand.too_few_bytes, request.reserved)
         elif description == "Request Timeout":
             # Some consumers let no request wait for long.
             self._not_before = max(self._not_before, request.opened_at + RETRY_SECONDS)
@@ -501,7 +407,7 @@ class PullSubscription:
             self._in_vain = self._in_vain + 1 if brought_nothing else 0
             self._expired()
 
-    def _end(self, request: _Request) -> None:
+    def _end(self, request: PullRequest) -> None:
         request.end()
         self._heard_at = time.monotonic()
         self._changed.set()
@@ -536,11 +442,12 @@ class PullSubscription:
         self._not_before = time.monotonic() + GRACE_SECONDS if stood_by and not self._owner else 0.0
         self._in_vain = 0
         count = REQUESTS if isinstance(self._client, FastClient) else 1
-        self._requests = [_Request(self._client.new_inbox()) for _ in range(count)]
+        self._requests = [PullRequest(Inbox(self._client)) for _ in range(count)]
+        self._demand.requests = self._requests
         for request in self._requests:
-            await self._subscribe(request)
+            await request.inbox.open(self._receiver(request))
         if self._pin is not None and self._pin.id:
-            self._gathered = {}
+            self._gathered = Gathering(self._demand)
             if self._others_wait:
                 # The server may not know yet that our last connection is gone, and lose deliveries to it.
                 await asyncio.sleep(max(0.0, self._closed_requests_end_at - time.monotonic()))
@@ -576,9 +483,6 @@ class PullSubscription:
     async def _recover(self) -> None:
         """Have all that is unsettled and not held come again, and deliver it in stream order.
 
-        The server puts what is given back behind what already waits for redelivery, and turns it round while
-        it looks for the owner among others' requests, so its order is not the stream's.
-
         Raises:
             BrokerError: we were unpinned, disconnected or refused; the owner has all of it come again.
         """
@@ -590,74 +494,43 @@ class PullSubscription:
             if epoch != self._epoch:
                 raise BrokerError("unpinned or disconnected during the recovery")
 
+        async def ask(demand: dict[str, Any]) -> None:
+            go_on()
+            in_hand = len(gathered)
+            await self._ask(self._requests[0], demand)
+            await self._answered(self._requests[0])
+            if self._refused and len(gathered) == in_hand:
+                raise BrokerError("the consumer was not asked as it wants to be")
+
         async def fetch(missing: int) -> None:
-            # As many as there are: the server won't serve a request at once (no_wait) while others wait.
-            bounded = True
-            while missing > 0:
-                go_on()
-                before = len(gathered)
-                size = self._room.free_bytes() - sum(len(body) for _, _, _, body in gathered.values())
-                bound = {"max_bytes": min(size, self._max_bytes)} if bounded and size > 0 else {}
-                await self._ask(self._requests[0], {"batch": min(missing, self._max_batch)} | bound)
-                await self._answered(self._requests[0])
-                if len(gathered) == before:
-                    if self._refused:
-                        raise BrokerError("the consumer was not asked as it wants to be")
-                    if not bound:
-                        break
-                    # What pins us comes on top of what filled another's mailbox, and if one were left out,
-                    # newer ones of its key would go before it.
-                    bounded = False
-                missing -= len(gathered) - before
+            await gathered.fetch(missing, ask)
             go_on()
 
         self._owner = self._pin.id
         ownership.owned(self._pin.id)
-        missing = await ownership.recover(gathered.keys(), fetch)
+        missing = await ownership.recover(gathered, fetch)
         go_on()
         if missing:
             _log.warning("redeliveries did not come", durable=self._durable, messages=missing)
         self._gathered = None
-        for _, frame in sorted(gathered.items()):
+        for frame in gathered.in_order():
             self._deliver(*frame)
 
-    async def _answered(self, request: _Request) -> None:
+    async def _answered(self, request: PullRequest) -> None:
         epoch = self._epoch
         while request.outstanding > 0 and epoch == self._epoch and time.monotonic() < request.lost_at:
             await self._wait_for_change(LOST_AFTER_SECONDS)
             self._changed.clear()
 
-    async def _subscribe(self, request: _Request) -> None:
-        receive = self._receiver(request)
-
-        async def on_message(message: Msg) -> None:
-            parsed = message.headers or {}
-            # nats-py leaves further headers of a status frame in its description.
-            status = (
-                ""
-                if message.reply
-                else f"{parsed.get('Status')} {parsed.get('Description', '')}".split("\n")[0]
-            )
-            block = headers.encode(parsed, status)
-            receive(message.subject.encode(), message.reply.encode(), block, message.data)
-
-        # The mailbox bounds what arrives, so nats-py's own limits would only add silent drops.
-        request.subscription = await self._client.subscribe(
-            f"{request.inbox}.*", cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0
-        )
-        if isinstance(self._client, FastClient):
-            self._client.receive(request.subscription, receive)
-
     async def _close_inboxes(self) -> None:
         requests, self._requests = self._requests, []
+        self._demand.requests = ()
         for request in requests:
             if request.outstanding > 0:
-                self._closed_requests_end_at = request.expires_at
-            if request.subscription is None:
-                continue
-            if isinstance(self._client, FastClient):
-                self._client.forget(request.subscription)
+                # Whichever was made last; the server may have had it a moment later.
+                ends_at = request.expires_at + LATE_SECONDS
+                self._closed_requests_end_at = max(self._closed_requests_end_at, ends_at)
             try:
-                await request.subscription.unsubscribe()
+                await request.inbox.close()
             except nats.errors.Error as error:
                 _log.debug("inbox not closed", durable=self._durable, error=str(error))

@@ -26,6 +26,7 @@ from understudy.runtime.jetstream.changes import (
     refusals,
 )
 from understudy.runtime.jetstream.consumers import Key, find_left_over, newest_revision, plan_consumers
+from understudy.runtime.jetstream.schedules import too_old
 from understudy.runtime.specs import AppSpec, StreamSpec
 
 ATTEMPTS_TTL_SECONDS = 7 * 24 * 3600
@@ -142,6 +143,13 @@ async def backlog(client: Client, stream: str, durable: str) -> Backlog:
 
 async def _plan(client: Client, app: AppSpec) -> tuple[list[Step], dict[Key, dict[str, Any]]]:
     """Return what is to be done, and all consumers of the app's streams."""
+    # Such a server takes the configuration, leaves out what it doesn't know, and would deliver at once.
+    if any(stream.timers for stream in app.streams) and (version := too_old(client)):
+        names = ", ".join(stream.name for stream in app.streams if stream.timers)
+        raise TopologyError(
+            f"the server is nats-server {version}, and timers (stream {names}) need 2.12 or later; update "
+            f"it, or declare the stream without timers=True"
+        )
     streams = [
         (wanted, only_used, await api.stream_info(client, wanted["name"]))
         for wanted, only_used in _streams(app)
@@ -290,6 +298,7 @@ def _stream_config(stream: StreamSpec) -> dict[str, Any]:
     return {
         "name": stream.name,
         "subjects": list(stream.subjects),
+        **({"allow_msg_schedules": True} if stream.timers else {}),
         **{field: value for field, value in stated.items() if value is not None},
     }
 

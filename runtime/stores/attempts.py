@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.js.kv import KeyValue
 
 from understudy.actors.errors import BrokerError
+from understudy.runtime.stores.buckets import open_bucket
 
 
 class Attempts(msgspec.Struct, frozen=True):
@@ -88,18 +89,8 @@ class AttemptStore:
         Raises:
             BrokerError: there is no such bucket, or the server did not answer.
         """
-        try:
-            opened = await client.jetstream().key_value(bucket)
-        except nats.js.errors.BucketNotFoundError as error:
-            raise BrokerError(
-                f"KV bucket {bucket} is gone from the server; start 'understudy run' anew, which makes it"
-            ) from error
-        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
-            raise BrokerError(
-                f"KV bucket {bucket} can't be opened: {str(error) or type(error).__name__}"
-            ) from error
         incarnation = "".join(character for character in stream_created if character.isalnum())
-        return cls(client, opened, bucket, f"{durable}.{incarnation}")
+        return cls(client, await open_bucket(client, bucket), bucket, f"{durable}.{incarnation}")
 
     async def read(self, sequence: int) -> Attempts:
         """Return what is known of a delivery.

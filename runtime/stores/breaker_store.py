@@ -19,7 +19,8 @@ from understudy.actors.errors import BrokerError
 
 REQUEST_SECONDS = 2.0
 _NO_MESSAGE = 10037
-_WRONG_LAST_SEQUENCE = 10071
+# Which the server says in two ways.
+_WRONG_LAST_SEQUENCE = (10071, 10164)
 _FAILURES = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
 
 
@@ -95,7 +96,7 @@ class BreakerStore:
         try:
             ack = await self._jetstream.publish(self._prefix + key, value, headers=headers)
         except nats.js.errors.APIError as error:
-            if error.err_code == _WRONG_LAST_SEQUENCE:
+            if error.err_code in _WRONG_LAST_SEQUENCE:
                 return None
             raise BrokerError(f"the breakers can't be written: {error}") from error
         except _FAILURES as error:

@@ -20,6 +20,7 @@ from nats.aio.client import Client
 from nats.js.kv import KeyValue
 
 from understudy.actors.errors import BrokerError
+from understudy.runtime.stores.buckets import open_bucket
 
 # The server's word that there is a mark already, which it says in two ways.
 WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -85,6 +86,7 @@ class MarkMemory:
         self._window_seconds = window_seconds
         # By the time when they are forgotten, since all are remembered for as long.
         self._until: dict[str, float] = {}
+        self._forgotten_until = -math.inf
 
     def __len__(self) -> int:
         """Return how many it remembers."""
@@ -96,10 +98,17 @@ class MarkMemory:
         until.pop(name, None)
         while until:
             oldest = next(iter(until))
-            if len(until) < self._capacity and until[oldest] > now:
-                break
+            if until[oldest] > now:
+                if len(until) < self._capacity:
+                    break
+                self._forgotten_until = until[oldest] - self._window_seconds
             del until[oldest]
         until[name] = now + self._window_seconds
+
+    @property
+    def forgotten_until(self) -> float:
+        """When the latest was added that the capacity had no room for any more; before time, if none."""
+        return self._forgotten_until
 
     def has(self, name: str, now: float) -> bool:
         """Return whether a name is remembered."""
@@ -162,16 +171,7 @@ class KvMarks:
         Raises:
             BrokerError: there is no such bucket, or the server did not answer.
         """
-        try:
-            opened = await client.jetstream().key_value(bucket)
-        except nats.js.errors.BucketNotFoundError as error:
-            raise BrokerError(
-                f"KV bucket {bucket} is gone from the server; start 'understudy run' anew, which makes it"
-            ) from error
-        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
-            raise BrokerError(
-                f"KV bucket {bucket} can't be opened: {str(error) or type(error).__name__}"
-            ) from error
+        opened = await open_bucket(client, bucket)
         return cls(opened, f"$KV.{bucket}.{durable}.", f"{durable}.", lookups, window, window_seconds)
 
     def look_up(self, name: str) -> asyncio.Future[bytes]:

@@ -16,6 +16,7 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from understudy.actors.errors import BrokerError, DecodeError, PublishError
+from understudy.runtime.stores.buckets import open_bucket
 
 LOAD_TIMEOUT_SECONDS = 2.0
 # What a key may be as it is. All other names begin with '=', so that no two keys have the same.
@@ -56,7 +57,7 @@ class Ack(Protocol):
 class Window(Protocol):
     """Publishes with acknowledgement."""
 
-    async def enqueue(self, subject: str, body: bytes, headers: bytes) -> asyncio.Future[Any]:
+    def submit(self, subject: str, body: bytes, headers: bytes) -> asyncio.Future[Any]:
         """Publish one message; the future has an Ack, or a PublishError if no stream has it."""
         ...
 
@@ -74,6 +75,8 @@ class StateStore:
     def __init__(self, client: Client, window: Window, bucket: str, durable: str) -> None:
         self._client = client
         self._window = window
+        self._bucket = bucket
+        self._durable = durable
         self._stream = f"KV_{bucket}"
         self._prefix = f"$KV.{bucket}.{durable}."
 
@@ -84,16 +87,7 @@ class StateStore:
         Raises:
             BrokerError: there is no such bucket, or the server did not answer.
         """
-        try:
-            await client.jetstream().key_value(bucket)
-        except nats.js.errors.BucketNotFoundError as error:
-            raise BrokerError(
-                f"KV bucket {bucket} is gone from the server; start 'understudy run' anew, which makes it"
-            ) from error
-        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
-            raise BrokerError(
-                f"KV bucket {bucket} can't be opened: {str(error) or type(error).__name__}"
-            ) from error
+        await open_bucket(client, bucket)
         return cls(client, window, bucket, durable)
 
     async def load(self, name: str, *, from_leader: bool) -> Stored:
@@ -126,7 +120,11 @@ class StateStore:
             raise _unread(subject, error) from error
         return Stored(revision, None if "KV-Operation" in headers else bytes(answer.data))
 
-    async def commit(self, name: str, revision: int, body: bytes) -> asyncio.Future[Ack]:
+    def place_of(self, name: str) -> tuple[str, str]:
+        """Return the bucket in which a state is, and its key there."""
+        return self._bucket, f"{self._durable}.{name}"
+
+    def commit(self, name: str, revision: int, body: bytes) -> asyncio.Future[Ack]:
         """Have a state stored if nobody else has since it was read.
 
         Args:
@@ -142,7 +140,7 @@ class StateStore:
         """
         header = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n" % revision
         try:
-            return await self._window.enqueue(self._prefix + name, body, header)
+            return self._window.submit(self._prefix + name, body, header)
         except PublishError as error:
             raise BrokerError(f"state not committed: {error}") from error
 
