@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -54,7 +55,9 @@ class Breaker:
         changed: called when it has opened, closed, or lets its next trial through at another time, in the
             thread where that came to pass.
         count: called with the name of a counter, likewise.
-        me: names this cell among the others.
+        called: called with what became of a call, in the thread that made it.
+        me: names this cell among the others: its name, the same for the one that replaces it, a dot, and what
+            is its own.
         call_bound_seconds: how long a call may take at most, where the policy says nothing.
 
     Attributes:
@@ -69,6 +72,7 @@ class Breaker:
         policy: CircuitBreaker,
         changed: Callable[[str], None] = lambda _: None,
         count: Callable[[str], None] = lambda _: None,
+        called: Callable[[str], None] = lambda _: None,
         me: str = "",
         call_bound_seconds: float = 30.0,
     ) -> None:
@@ -76,6 +80,7 @@ class Breaker:
         self.peers: Peers | None = None
         self._changed = changed
         self._count = count
+        self._called = called
         self._me = me or f"cell-{id(self)}"
         self._lock = threading.RLock()
         self._storage = SharedStorage(self._me)
@@ -123,30 +128,43 @@ class Breaker:
         try:
             won = self.peers is None or await self.peers.claim(claim)
         except BaseException:
+            # Cancelled, as a rule; whatever it was, a trial that isn't made must let others pass.
             with self._lock:
                 before = self._storage.record
                 self._trial = False
                 self._give_back_unused()
                 after = self._storage.record
-            self._tell(before, after, None)
+            self._tell(before, after)
             raise
         return self._begin_trial(claim, won)
 
-    def leave(self, trial: bool, opening: int, error: BaseException | None) -> CircuitOpen | None:
+    def refused(self) -> None:
+        """Count a call that could not be made, since the breaker is open or its bulkhead full."""
+        self._called("rejected")
+
+    def leave(
+        self, trial: bool, opening: int, error: BaseException | None, *, late: bool = False
+    ) -> CircuitOpen | None:
         """Record how a call ended, and return the open breaker's error if it was a failed trial.
 
         Args:
             trial: what `claim` returned.
             opening: how often the breaker had opened when the call began.
             error: what the call raised.
+            late: whether it took longer than it may.
         """
+        excluded = error is not None and self._says_nothing(error)
+        if error is None:
+            self._called("success")
+        else:
+            self._called("excluded" if excluded else "timeout" if late else "failure")
         if not trial and error is None and not self._storage.record.failures:
             return None
         with self._lock:
             before = self._storage.record
-            failed_trial = self._leave(trial, opening, error)
+            failed_trial = self._leave(trial, opening, error, excluded=excluded)
             after = self._storage.record
-        self._tell(before, after, error)
+        self._tell(before, after, None if error is None else str(error) or type(error).__name__)
         return failed_trial
 
     async def told(self) -> None:
@@ -177,18 +195,20 @@ class Breaker:
                 self._storage.move(claim)
                 self._settle()
             after = self._storage.record
-            is_ours = won and after.age == claim.age and after.claimed_by == self._me
-            if not is_ours:
+            # Also by an earlier claim of ours that was given up, and has been written since.
+            if after.age != claim.age or after.claimed_by != self._me:
                 self._trial = False
                 if self.is_closed:
                     return False
                 raise CircuitOpen(self.policy.name, self._wait() or self.policy.reset_timeout_seconds)
-        self._tell(before, after, None)
+        self._tell(before, after)
         self._count("breaker_trials")
-        _log.info("breaker half-open", breaker=self.policy.name, trial=claim.trial)
+        _log.debug("breaker half-open", breaker=self.policy.name, trial=claim.trial)
         return True
 
-    def _leave(self, trial: bool, opening: int, error: BaseException | None) -> CircuitOpen | None:
+    def _leave(
+        self, trial: bool, opening: int, error: BaseException | None, *, excluded: bool
+    ) -> CircuitOpen | None:
         record = self._storage.record
         if trial:
             self._trial = False
@@ -197,7 +217,7 @@ class Breaker:
                 return (
                     None if error is None or self.is_closed else CircuitOpen(self.policy.name, self._wait())
                 )
-        if error is not None and self._says_nothing(error):
+        if excluded:
             if trial:
                 self._storage.move(msgspec.structs.replace(record, claimed_by=""))
                 self._settle()
@@ -205,15 +225,11 @@ class Breaker:
         if not trial and (record.state != CLOSED or record.opening != opening):
             # It began before the breaker opened: only trials decide since.
             return None
-        try:
-            with self._breaker.calling():
-                if error is not None:
-                    raise error
-        except Exception as recorded:
-            # pybreaker raises the error again, or its own in its place; the caller has the original.
-            if error is None:
-                raise
-            del recorded
+        # pybreaker raises the error again, or its own in its place; the caller has the original.
+        raised = () if error is None else (type(error), pybreaker.CircuitBreakerError)
+        with contextlib.suppress(*raised), self._breaker.calling():
+            if error is not None:
+                raise error
         self._settle(mine=trial and error is not None)
         return CircuitOpen(self.policy.name, self._wait()) if trial and error is not None else None
 
@@ -235,6 +251,7 @@ class Breaker:
             record: as it stands in the bucket.
             live: whether it was written just now.
         """
+        why = None
         with self._lock:
             before = self._storage.record
             if self._storage.adopt(record):
@@ -246,8 +263,18 @@ class Breaker:
                 # Together with others' failures, which were counted meanwhile.
                 self._breaker.open()
                 self._settle()
+            elif self._is_predecessor(known.claimed_by):
+                # It died in its trial; the service has had the call, and is left alone as after a failed one.
+                self._breaker.open()
+                self._settle(mine=True)
+                why = "the cell that tried it has died"
             after = self._storage.record
-        self._tell(before, after, None)
+        self._tell(before, after, why)
+
+    def _is_predecessor(self, claimed_by: str) -> bool:
+        """Return whether a claim is of the cell that this one has replaced, which is dead then."""
+        cell, _, _ = self._me.rpartition(".")
+        return bool(cell) and claimed_by != self._me and claimed_by.rpartition(".")[0] == cell
 
     def _give_back_unused(self) -> None:
         """Let others try if we have a claim and no trial: it was written when we waited for it no more."""
@@ -300,30 +327,36 @@ class Breaker:
             return self.policy.reset_timeout_seconds
         return max(0.0, self._due - time.monotonic())
 
-    def _tell(self, before: Record, after: Record, error: BaseException | None) -> None:
+    def _tell(self, before: Record, after: Record, why: str | None = None) -> None:
         """Say what has changed: to the log, to the cell and to the other cells."""
         if after.age != before.age:
-            self._log(before, after, error)
+            self._log(before, after, why)
             self._changed(self.policy.name)
         if self.peers is not None and not self.is_told():
             self.peers.tell()
 
-    def _log(self, before: Record, after: Record, error: BaseException | None) -> None:
+    def _log(self, before: Record, after: Record, why: str | None) -> None:
         mine = after.by == self._me
         if after.state == OPEN and after.opening != before.opening:
             if mine:
                 self._count("breaker_openings")
+            # That it goes on being open is no news: an outage has a failed trial each reset timeout.
+            if before.state != CLOSED:
+                if mine:
+                    _log.debug("breaker trial failed", breaker=self.policy.name, error=why)
+            elif mine:
                 _log.warning(
                     "breaker open",
                     breaker=self.policy.name,
-                    error=None if error is None else str(error) or type(error).__name__,
+                    error=why,
                     retry_after_seconds=self.policy.reset_timeout_seconds,
                 )
-            elif before.state == CLOSED:
+            else:
                 _log.warning("breaker open", breaker=self.policy.name, told_by=after.by)
         elif after.state == CLOSED and before.state != CLOSED:
+            told_by = {} if mine else {"told_by": after.by}
+            # By the opener's clock, which may be ahead of ours.
+            seconds = round(max(0.0, time.time() - before.since), 1)
             if mine:
                 self._count("breaker_closings")
-                _log.info("breaker closed", breaker=self.policy.name)
-            else:
-                _log.info("breaker closed", breaker=self.policy.name, told_by=after.by)
+            _log.info("breaker closed", breaker=self.policy.name, after_seconds=seconds, **told_by)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -37,7 +38,9 @@ class Breakers:
         changed: called in the cell's event loop with a breaker's name when it has opened, closed, or lets its
             next trial through at another time.
         count: called likewise with the name of a counter.
-        me: names the cell among those that share its breakers.
+        called: called in any thread with a breaker's name and what became of a call: `success`, `failure`,
+            `rejected`, `timeout` or `excluded`.
+        me: names the cell among those that share its breakers, as `Breaker` has it.
         call_bound_seconds: how long a call may take at most, where its breaker has no timeout.
     """
 
@@ -47,6 +50,7 @@ class Breakers:
         *,
         changed: Callable[[str], None] = lambda _: None,
         count: Callable[[str], None] = lambda _: None,
+        called: Callable[[str, str], None] = lambda *_: None,
         me: str = "",
         call_bound_seconds: float = 30.0,
     ) -> None:
@@ -56,6 +60,7 @@ class Breakers:
                 policy,
                 changed=lambda name: self._in_loop(changed, name),
                 count=lambda counter: self._in_loop(count, counter),
+                called=partial(called, name),
                 me=me,
                 call_bound_seconds=call_bound_seconds,
             )
@@ -106,6 +111,10 @@ class Breakers:
             DeclarationError: no breaker of that name is declared.
         """
         return Guard(self.get(name), self._bulkheads.get(name), caller, self._loop)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether a breaker of that name is declared."""
+        return name in self._breakers
 
     def get(self, name: str) -> Breaker:
         """Return a breaker.

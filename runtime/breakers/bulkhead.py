@@ -31,7 +31,7 @@ class Bulkhead:
             return
         try:
             await asyncio.wait_for(asyncio.wrap_future(place), timeout_seconds)
-        except BaseException:
+        except (TimeoutError, asyncio.CancelledError):
             self._give_up(place)
             raise
 
@@ -46,7 +46,7 @@ class Bulkhead:
             return
         try:
             place.result(timeout_seconds)
-        except BaseException:
+        except TimeoutError:
             self._give_up(place)
             raise
 

@@ -8,15 +8,22 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from understudy.actors.errors import BulkheadFull, CircuitOpen, DeclarationError
 from understudy.runtime.breakers.breaker import Breaker
 from understudy.runtime.breakers.bulkhead import Bulkhead
+from understudy.runtime.telemetry.trace import current_span
+
+if TYPE_CHECKING:
+    from understudy.runtime.telemetry.spans import CallSpan
 
 _Answer = TypeVar("_Answer")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+# The trials within which this is called.
+_trials: ContextVar[tuple[Guard, ...]] = ContextVar("trials", default=())
 # How long a thread waits for what has timeouts of its own, in the cell's event loop.
 CLAIM_SECONDS = 10.0
 
@@ -39,7 +46,7 @@ class Guard:
 
     __slots__ = (
         *("_breaker", "_bulkhead", "_caller", "_loop"),
-        *("_began", "_is_entered", "_opening", "_timeout", "_trial"),
+        *("_began", "_is_entered", "_opening", "_span", "_timeout", "_trial"),
     )
 
     def __init__(
@@ -58,6 +65,7 @@ class Guard:
         self._opening = 0
         self._began = 0.0
         self._timeout: asyncio.Timeout | None = None
+        self._span: CallSpan | None = None
 
     async def __aenter__(self) -> None:
         """Begin a call; raises CircuitOpen while the breaker is open, and BulkheadFull."""
@@ -65,7 +73,7 @@ class Guard:
         breaker = self._breaker
         try:
             # Before it waits for a place, and again when it has one.
-            if not breaker.is_closed:
+            if not breaker.is_closed and not self._is_in_trial():
                 breaker.check()
             if self._bulkhead is not None:
                 try:
@@ -73,17 +81,20 @@ class Guard:
                 except TimeoutError as error:
                     raise self._full() from error
             try:
-                self._trial = not breaker.is_closed and await self._in_loop(breaker.claim())
+                if not breaker.is_closed and not self._is_in_trial() and await self._in_loop(breaker.claim()):
+                    self._begin_trial()
                 self._opening = breaker.record.opening
                 seconds = breaker.policy.timeout_seconds
                 if seconds is not None:
                     self._timeout = asyncio.timeout(seconds)
                     await self._timeout.__aenter__()
             except BaseException:
+                # Turned away or cancelled, or whatever else: who isn't in must not keep a place.
                 self._leave_bulkhead()
                 raise
-        except BaseException:
-            self._is_entered = False
+        except BaseException as error:
+            # Likewise: nobody would end a call that hasn't begun.
+            self._not_made(error)
             raise
 
     async def __aexit__(
@@ -94,7 +105,7 @@ class Guard:
             try:
                 await self._timeout.__aexit__(kind, error, traceback)
             except TimeoutError as late:
-                self._leave(late)
+                self._leave(late, late=True)
                 await self._in_loop(self._breaker.told())
                 raise
         self._leave(error)
@@ -115,7 +126,7 @@ class Guard:
             )
         self._enter()
         try:
-            if not breaker.is_closed:
+            if not breaker.is_closed and not self._is_in_trial():
                 breaker.check()
             if self._bulkhead is not None:
                 try:
@@ -124,12 +135,15 @@ class Guard:
                 except TimeoutError as error:
                     raise self._full() from error
             try:
-                self._trial = not breaker.is_closed and self._claim_from_thread()
+                if not breaker.is_closed and not self._is_in_trial() and self._claim_from_thread():
+                    self._begin_trial()
             except BaseException:
+                # Turned away or cancelled, or whatever else: who isn't in must not keep a place.
                 self._leave_bulkhead()
                 raise
-        except BaseException:
-            self._is_entered = False
+        except BaseException as error:
+            # Likewise: nobody would end a call that hasn't begun.
+            self._not_made(error)
             raise
         self._opening = breaker.record.opening
         self._began = time.monotonic()
@@ -139,10 +153,11 @@ class Guard:
     ) -> None:
         """End the call, and record what it says of the service."""
         seconds = self._breaker.policy.timeout_seconds
-        if error is None and seconds is not None and time.monotonic() - self._began > seconds:
+        late = error is None and seconds is not None and time.monotonic() - self._began > seconds
+        if late:
             # What it has done stands; but a service that is as slow is as good as down.
             error = TimeoutError(f"the call took longer than timeout_seconds ({seconds:g} s)")
-        self._leave(error)
+        self._leave(error, late=late)
         if error is not None and self._loop is not None and not self._breaker.is_told():
             telling = asyncio.run_coroutine_threadsafe(self._breaker.told(), self._loop)
             with contextlib.suppress(TimeoutError):
@@ -177,6 +192,25 @@ class Guard:
                 f"write ctx.breaker({name!r}) for each"
             )
         self._is_entered = True
+        delivery = current_span()
+        if delivery is not None:
+            self._span = delivery.calling(self._breaker.policy.name)
+
+    def _is_in_trial(self) -> bool:
+        """Return whether this call is within a trial of the same handler run: then it has no say itself."""
+        return any(map(self._is_within, _trials.get()))
+
+    def _is_within(self, other: Guard) -> bool:
+        return other._trial and other._breaker is self._breaker and other._caller is self._caller
+
+    def _begin_trial(self) -> None:
+        self._trial = True
+        _trials.set((*_trials.get(), self))
+
+    def _end_span(self, error: BaseException | None) -> None:
+        span, self._span = self._span, None
+        if span is not None:
+            span.end(error)
 
     async def _in_loop(self, asking: Coroutine[Any, Any, _Answer]) -> _Answer:
         if self._loop is None or asyncio.get_running_loop() is self._loop:
@@ -194,11 +228,20 @@ class Guard:
             claiming.cancel()
             raise CircuitOpen(self._breaker.policy.name, self._breaker.policy.reset_timeout_seconds) from None
 
-    def _leave(self, error: BaseException | None) -> None:
+    def _not_made(self, error: BaseException) -> None:
         self._is_entered = False
+        self._end_span(error)
+        if isinstance(error, CircuitOpen | BulkheadFull):
+            self._breaker.refused()
+
+    def _leave(self, error: BaseException | None, *, late: bool = False) -> None:
+        self._is_entered = False
+        self._end_span(error)
         trial, self._trial, self._timeout = self._trial, False, None
+        if trial:
+            _trials.set(tuple(one for one in _trials.get() if one is not self))
         try:
-            failed_trial = self._breaker.leave(trial, self._opening, error)
+            failed_trial = self._breaker.leave(trial, self._opening, error, late=late)
         finally:
             self._leave_bulkhead()
         if failed_trial is not None:

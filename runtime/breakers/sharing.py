@@ -80,15 +80,17 @@ class Sharing:
         self._writing = asyncio.Lock()
         self._waiting: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
+        self._claiming: asyncio.Task[bool] | None = None
 
     async def start(self) -> None:
         """Read what is known, or don't; and share from now on."""
+        # What is read may have to be answered.
+        self._breaker.peers = self
         try:
             # Nobody knows when it was written; else it was just now, or as good as that.
             await self._read(live=False)
         except BrokerError as error:
             self._lose(error)
-        self._breaker.peers = self
         self._task = asyncio.create_task(self._run(), name=f"understudy-breaker-{self._key}")
 
     async def close(self) -> None:
@@ -97,10 +99,15 @@ class Sharing:
             return
         with contextlib.suppress(TimeoutError, BrokerError):
             async with asyncio.timeout(CLOSE_SECONDS):
-                while self._store.is_connected and not (self._is_lost or self._breaker.is_told()):
+                if self._is_lost and self._store.is_connected:
+                    await self._read()
+                # Also until what is just being written is, be it a claim that nobody waits for.
+                while self._store.is_connected and (self._writing.locked() or not self._breaker.is_told()):
                     await self._write()
         self._breaker.peers = None
         self._task.cancel()
+        if self._claiming is not None:
+            self._claiming.cancel()
 
     def tell(self) -> None:
         """Hear that there is something to write; from any thread."""
@@ -134,23 +141,29 @@ class Sharing:
         """Write the claim of a trial, if nobody else was first; True too if nobody can be asked."""
         if not self._store.is_connected:
             return True
-        before = self._breaker.record.age
+        # It goes on when nobody waits for it any more, so that what it has written is known and given back:
+        # the others would wait for its result in vain.
+        self._claiming = asyncio.create_task(self._claim(record, self._breaker.record))
+        return await asyncio.shield(self._claiming)
+
+    async def _claim(self, record: Record, before: Record) -> bool:
         try:
             async with asyncio.timeout(CLAIM_SECONDS), self._writing:
-                if self._is_lost:
-                    # Others may have come further meanwhile.
-                    await self._read()
-                    if self._breaker.record.age != before:
-                        return False
-                revision = await self._store.write(self._key, encode(record), self._revision)
+                revision = None
+                if not self._is_lost and self._breaker.record.age == before.age:
+                    revision = await self._store.write(self._key, encode(record), self._revision)
                 if revision is None:
+                    # Others may have come further meanwhile; if not, only the revision was an old one.
                     await self._read()
-                    return False
+                    if self._breaker.record.age != before.age:
+                        return False
+                    revision = await self._store.write(self._key, encode(record), self._revision)
+                    if revision is None:
+                        return False
+                self._revision = max(self._revision, revision)
+                self._breaker.hear(record, live=True)
         except (BrokerError, TimeoutError) as error:
             self._lose(error)
-            return True
-        self._revision = max(self._revision, revision)
-        self._breaker.hear(record, live=True)
         return True
 
     async def _run(self) -> None:
@@ -192,6 +205,7 @@ class Sharing:
             try:
                 revision = await self._store.write(self._key, encode(record), self._revision)
             except BaseException:
+                # Cancelled or unanswered, or whatever else: what isn't written counts as untold.
                 self._breaker.put_back()
                 raise
             if revision is None:
