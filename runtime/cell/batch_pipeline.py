@@ -7,80 +7,62 @@ key that come after it in the batch stay with it, whatever the handler did with 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 
 from understudy.actors.errors import BrokerError, CircuitOpen
 from understudy.actors.handlers import HandlerSpec
-from understudy.runtime.breakers.breakers import Breakers
+from understudy.runtime.cell.batch_marks import BatchMarks
 from understudy.runtime.cell.batches import HeldBatch
-from understudy.runtime.cell.calls import Calls
 from understudy.runtime.cell.context import CellBatchContext
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
-from understudy.runtime.cell.failures import Failures, error_text, held_by, is_expected
-from understudy.runtime.cell.idempotency import Marks
-from understudy.runtime.cell.ledger import Ledger
-from understudy.runtime.cell.mailbox import Mailbox
-from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, BatchOutcome, Outcome
+from understudy.runtime.cell.failures import error_text, is_expected
+from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, BatchOutcome, Outcome, held_by
 from understudy.runtime.cell.outputs import BatchOutputs, Collected
-from understudy.runtime.cell.status import Status
-from understudy.runtime.jetstream.settlement import Settlement
+from understudy.runtime.cell.workbench import Workbench
+from understudy.runtime.telemetry.entries import current_batch
 from understudy.runtime.telemetry.trace import current_trace
+
+if TYPE_CHECKING:
+    from understudy.runtime.cell.traced import Tracer
+    from understudy.runtime.telemetry.spans import ProcessSpan
 
 
 class BatchPipeline:
     """Handles one batch at a time per lane; never raises.
 
     Args:
-        calls: runs the handlers.
-        failures: settles what has failed.
-        outputs: returns what publishes for a batch's members.
-        settlement: writes the acks.
-        acknowledge: acks and returns when the server has confirmed it, where that is asked for.
-        marks: knows what was handled before, where that is asked for.
-        mailbox, ledger, status: what the cell holds and says.
-        breakers: the cell's.
-        settled: called when the mailbox has room again.
+        bench: the cell's.
+        outputs: returns what publishes for a batch's members, below the batch's span.
         decode: decodes a delivery, or notes that it can't be.
         readable: called when a batch could be read.
-        stop: has the cell stop itself.
     """
 
     def __init__(
         self,
+        bench: Workbench,
         *,
-        calls: Calls,
-        failures: Failures,
-        outputs: Callable[[Sequence[HeldDelivery]], BatchOutputs],
-        settlement: Settlement,
-        acknowledge: Callable[[HeldDelivery], Awaitable[None]] | None,
-        marks: Marks | None,
-        mailbox: Mailbox,
-        ledger: Ledger,
-        status: Status,
-        breakers: Breakers,
-        settled: Callable[[], None],
+        outputs: Callable[[Sequence[HeldDelivery], ProcessSpan | None], BatchOutputs],
         decode: Callable[[HeldDelivery, HandlerSpec], None],
         readable: Callable[[], None],
-        stop: Callable[[], None],
     ) -> None:
-        self._stop = stop
-        self._calls = calls
-        self._failures = failures
+        self._bench = bench
+        self._failures = bench.failures
+        self._acknowledge = bench.acknowledge
+        self._marks = bench.marks
+        self._meter = bench.meter
+        self._status = bench.status
+        self._ledger = bench.ledger
         self._outputs = outputs
-        self._settlement = settlement
-        self._acknowledge = acknowledge
-        self._marks = marks
-        self._mailbox = mailbox
-        self._ledger = ledger
-        self._status = status
-        self._breakers = breakers
-        self._settled = settled
         self._decode = decode
         self._readable = readable
-        self._log = structlog.get_logger("understudy.actor")
+        self._log = structlog.get_logger("understudy.actor").bind()
+        # Set where batches are traced.
+        self.tracer: Tracer | None = None
 
     def is_alone(self, delivery: HeldDelivery) -> bool:
         """Return whether a delivery is to be handled by itself."""
@@ -88,13 +70,37 @@ class BatchPipeline:
 
     async def handle(self, batch: HeldBatch, deadline: Deadline) -> BatchOutcome:
         """Handle a batch and settle its members, or say which of them stay."""
+        handle = self._handle if self.tracer is None else self._handle_traced
         if self._marks is None:
-            return await self._handle(batch, deadline)
-        return await self._marks.handle_batch(batch, lambda chosen: self._handle(chosen, deadline))
+            return await handle(batch, deadline)
+        return await BatchMarks(self._marks).handle(batch, lambda chosen: handle(chosen, deadline))
 
-    async def _handle(self, batch: HeldBatch, deadline: Deadline) -> BatchOutcome:
+    async def _handle_traced(self, batch: HeldBatch, deadline: Deadline) -> BatchOutcome:
+        """Handle a batch within a span if one of its members is traced."""
+        assert self.tracer is not None
+        span = self.tracer.begin_batch(batch.members)
+        outcome: BatchOutcome | None = None
+        try:
+            outcome = await self._handle(batch, deadline, span)
+        finally:
+            if span is not None:
+                self.tracer.end_batch(span, batch.members, outcome)
+        return outcome
+
+    async def _handle(
+        self, batch: HeldBatch, deadline: Deadline, span: ProcessSpan | None = None
+    ) -> BatchOutcome:
         # What is logged here is about many deliveries; the worker's last one isn't among them.
-        current_trace.set(None)
+        current_trace.set(span)
+        token = current_batch.set(batch)
+        try:
+            return await self._handle_members(batch, deadline, span)
+        finally:
+            current_batch.reset(token)
+
+    async def _handle_members(
+        self, batch: HeldBatch, deadline: Deadline, span: ProcessSpan | None
+    ) -> BatchOutcome:
         try:
             early = await self._look_back(batch)
         except BrokerError as error:
@@ -111,25 +117,31 @@ class BatchPipeline:
                     return [BACK] * len(members)
             events.append(member.event)
         self._readable()
-        outputs = self._outputs(members)
+        outputs = self._outputs(members, span)
         context = None
         if handler.wants_context:
-            context = CellBatchContext(members, self._breakers, self._log, outputs.send, self._stop)
+            context = CellBatchContext(
+                members, self._bench.breakers, self._log, outputs.send, self._bench.stop
+            )
         handling = self._ledger.handling
         for member in members:
             handling(member.slot)
+        began = time.monotonic()
         try:
-            result = await self._calls.run(handler, events, context, deadline)
+            result = await self._bench.calls.run(handler, events, context, deadline)
         except asyncio.CancelledError:
             # Ours alone: every other one has been made an error.
             raise
         # A handler may raise anything, and that is what retries are for; one that exits is no better.
         except BaseException as error:  # noqa: BLE001
+            if span is not None:
+                span.failed(error, traceback=not is_expected(error))
             return await self._raised(batch, error, None if context is None else context.failed_trial)
         finally:
+            self._meter.ran(time.monotonic() - began)
             self._count_published(outputs)
         if result is None and (context is None or not (context.failures or context.collected)):
-            await self._ack(members)
+            await self._ack(members, span)
             return SETTLED
         return await self._returned(batch, outputs, context, result)
 
@@ -172,7 +184,7 @@ class BatchPipeline:
         members = batch.members
         for member in members:
             self._stays(member)
-        held = held_by(error, failed_trial)
+        held = held_by(error, failed_trial, self._bench.breakers)
         if held is not None:
             return held
         if self._failures.is_postponed(error):
@@ -219,7 +231,7 @@ class BatchPipeline:
         elif problems:
             await self._fail(batch, outcomes, problems, None)
         handled = [member for member, outcome in zip(batch.members, outcomes, strict=True) if outcome is None]
-        await self._ack(handled)
+        await self._ack(handled, outputs.span)
         errors = [*([] if context is None else context.failures.values()), *problems.values()]
         if of_all is not None:
             errors.append(of_all)
@@ -228,21 +240,24 @@ class BatchPipeline:
             await self._failures.judge(errors, failed_trial, partly=bool(handled))
         return _of_all(outcomes)
 
-    async def _ack(self, members: Sequence[HeldDelivery]) -> None:
+    async def _ack(self, members: Sequence[HeldDelivery], span: ProcessSpan | None) -> None:
         if self._marks is not None:
             members = await self._marks.mark_all(members)
+        settling = span.settling("ack") if span is not None and members else None
         if self._acknowledge is not None:
             await asyncio.gather(*map(self._acknowledge, members))
-        done = self._mailbox.done
+        self._meter.handled_together(members)
+        done = self._bench.mailbox.done
         for member in members:
             done(member)
-        self._status.count("handled", len(members))
-        self._status.count("acked", len(members))
         # Last, since it says that there is room again.
         if self._acknowledge is not None:
-            self._settled()
+            self._bench.settled()
         else:
-            self._settlement.ack_all([member.reply for member in members])
+            self._bench.settlement.ack_all([member.reply for member in members])
+        if settling is not None:
+            settling.set_count(len(members))
+            settling.end()
 
     async def _fail(
         self,

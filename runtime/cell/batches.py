@@ -39,6 +39,16 @@ class HeldBatch:
         """The first one's place in the stream."""
         return self.members[0].sequence
 
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """What log entries say of it while it is handled."""
+        return {
+            "stream": self.members[0].stream,
+            "deliveries": len(self.members),
+            "first_sequence": self.members[0].sequence,
+            "last_sequence": self.members[-1].sequence,
+        }
+
     def add(self, delivery: HeldDelivery) -> None:
         """Take one more in."""
         self.members.append(delivery)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,7 @@ class Calls:
 
         Raises:
             TimeoutError: it ran too long and was cancelled.
-            asyncio.CancelledError: the lane itself is cancelled, and nothing else.
+            asyncio.CancelledError: the lane itself is to end, and nothing else.
             BaseException: whatever the handler raised.
         """
         method = self._methods[handler.method]
@@ -52,28 +53,22 @@ class Calls:
                 return await self._in_thread(method, (event,) if context is None else (event, context))
             return await (method(event) if context is None else method(event, context))
         except asyncio.CancelledError:
-            self._explain_cancellation(handler, deadline)
-            raise
+            if deadline.ended:
+                raise
+            if deadline.expired and handler.is_async:
+                raise TimeoutError(
+                    f"{handler.method} ran longer than handler_timeout_seconds ({self._timeout_seconds:g} s)"
+                ) from None
+            raise RuntimeError(f"{handler.method} let a cancellation of its own escape") from None
         finally:
             deadline.disarm()
-            if deadline.expired and handler.is_async:
-                # Also when the handler swallowed its cancellation: the next one's is told apart by the count.
-                _forget_cancellation()
+            if deadline.task.cancelling():
+                # Also when the handler swallowed it: it isn't to meet what comes after the handler.
+                await _forget_cancellation(deadline)
 
     def close(self) -> None:
         """Let go of the threads; one that still runs is left to the end of the process."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _explain_cancellation(self, handler: HandlerSpec, deadline: Deadline) -> None:
-        """Raise what a cancellation stands for, unless it is the lane's own."""
-        task = asyncio.current_task()
-        assert task is not None
-        if not task.cancelling():
-            raise RuntimeError(f"{handler.method} let a cancellation of its own escape") from None
-        if deadline.expired and handler.is_async:
-            raise TimeoutError(
-                f"{handler.method} ran longer than handler_timeout_seconds ({self._timeout_seconds:g} s)"
-            ) from None
 
     def _in_thread(self, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Awaitable[Any]:
         context = contextvars.copy_context()
@@ -88,7 +83,12 @@ class Calls:
         return asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
-def _forget_cancellation() -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    task.uncancel()
+async def _forget_cancellation(deadline: Deadline) -> None:
+    """Undo the cancellations of a lane's task, unless it is to end."""
+    # What the handler asked for and hasn't met yet is thrown at the next wait.
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    if deadline.ended:
+        raise asyncio.CancelledError
+    while deadline.task.cancelling():
+        deadline.task.uncancel()

@@ -4,62 +4,60 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
-from understudy.actors.context import StartContext
 from understudy.actors.errors import BrokerError, DeclarationError
 from understudy.actors.state import StateCodec
 from understudy.runtime.app import App
 from understudy.runtime.breakers.breakers import Breakers
+from understudy.runtime.breakers.record import CLOSED
+from understudy.runtime.cell.asks import Asks
 from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
+from understudy.runtime.cell.condition import Condition
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.epochs import end_epochs
+from understudy.runtime.cell.extending import extend
 from understudy.runtime.cell.failures import ActorFailed, error_text
 from understudy.runtime.cell.fetch_ahead import FetchAhead
-from understudy.runtime.cell.lanes import Lanes, Mode
+from understudy.runtime.cell.heartbeat import Heartbeat
+from understudy.runtime.cell.hooks import start_actor, stop_actor
+from understudy.runtime.cell.intake import Intake
+from understudy.runtime.cell.lanes import Lanes
 from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.cell.opening import find_consumer, open_mark_store, open_state_store, with_max_age
 from understudy.runtime.cell.ownership import SoleOwner
 from understudy.runtime.cell.paused import read_paused
 from understudy.runtime.cell.pipeline import Pipeline
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.cell.state import States
 from understudy.runtime.cell.status import (
-    HEARTBEAT_SECONDS,
-    IDLE_HEARTBEAT_SECONDS,
     BreakerStatus,
     CellState,
     Pause,
     boottime,
 )
 from understudy.runtime.cell.takeover import TakenOver, Takeover
-from understudy.runtime.cell.watchdog import CHECK_SECONDS, Stalled, Watchdog
+from understudy.runtime.cell.timers import CountedTimers
+from understudy.runtime.cell.tracing import Tracing
+from understudy.runtime.cell.watchdog import Stalled, Watchdog
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.changes import NANOSECONDS
 from understudy.runtime.jetstream.connection import Connection
-from understudy.runtime.jetstream.last_messages import LastMessages
-from understudy.runtime.jetstream.pinning import Pin, misfit, pinned_id, unpin
+from understudy.runtime.jetstream.pinning import Pin, pinned_id
 from understudy.runtime.jetstream.publish_window import PublishWindow
-from understudy.runtime.jetstream.settlement import (
-    BURST,
-    Settlement,
-    ack_prefix,
-    parse_ack_subject,
-)
-from understudy.runtime.jetstream.subscription import PullSubscription
+from understudy.runtime.jetstream.settlement import ACKS, BURST, Settlement
+from understudy.runtime.jetstream.subscription import LOOK_SECONDS, PullSubscription
 from understudy.runtime.jetstream.topology import (
     attempts_bucket,
     breakers_bucket,
     breakers_news,
-    marks_bucket,
-    state_bucket,
 )
 from understudy.runtime.stores.attempts import AttemptStore
 from understudy.runtime.stores.breaker_store import BreakerStore
@@ -86,10 +84,8 @@ class Cell:
 
     def __init__(self, start: CellStart, app: App) -> None:
         self._start = start
-        self._stream = start.spec.stream
-        self._ack_prefix = ack_prefix(self._stream, start.spec.durable)
-        self._ack_prefix_length = len(self._ack_prefix)
         self._child = app.child(start.spec.actor)
+        self._streams = app.spec().streams
         self._options = self._child.spec.options
         identity = Identity(
             app=start.run.app,
@@ -106,39 +102,24 @@ class Cell:
         self._ledger = self._file.ledger
         self._mailbox = Mailbox(self._options.mailbox, self._ledger)
         self._ack_wait_seconds = start.spec.ack_wait_seconds
-        self._received = self._total_received = 0
-        self._now = boottime()
         self._breakers = Breakers(
             self._child.breakers,
             changed=self._on_breaker,
             count=self._status.count,
+            called=self._status.counts.called,
             # What its predecessor has claimed isn't its own.
             me=f"{start.spec.name}@{start.run.run_id}.{secrets.token_hex(4)}",
             call_bound_seconds=self._options.handler_timeout_seconds,
         )
-        if self._child.breakers:
-            self._show_breakers()
         self._stop = asyncio.Event()
         # Whether its actor has asked for that.
         self.stopped_itself = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: asyncio.Future[None] | None = None
         self._background: list[asyncio.Task[None]] = []
-        # Set to have the next heartbeat now, and at each for a moment.
-        self._awake = asyncio.Event()
-        self._beaten = asyncio.Event()
-        # Whether nothing had happened before the last heartbeat, so that the next one is far.
-        self._idle = False
+        self._heartbeat = Heartbeat(self._status, self._options.hang_timeout_seconds, self._on_beat)
         self._received_before = 0
-        self._draining = False
-        # Why it isn't up, each empty if that is no reason.
-        self._halted = ""
-        self._open_breaker = ""
-        self._marks_away = ""
-        self._resting = False
-        self._blocked = self._gated = 0
-        self._is_clogged = False
-        self._paused = False
+        self._condition = Condition(self._options, changed=self._show_state)
         batch_sizes = [
             handler.batch.size for handler in self._child.spec.handlers if handler.batch is not None
         ]
@@ -147,24 +128,23 @@ class Cell:
             self._options.concurrency * max(batch_sizes, default=1),
             start.spec.ack_wait_seconds,
         )
-        self._watchdog = Watchdog(
-            durable=start.spec.durable,
-            progress=lambda: self._mailbox.settled + self._total_received,
-            excused=self._may_stand_still,
-            waiting=self._waiting,
-            rebuild=self._rebuild,
-            restarted_for_this=start.reason.startswith(Stalled.__name__),
-        )
         self._client: Connection | None = None
+        self._tracing: Tracing | None = None
         self._states: States | None = None
         # Made when the connection stands and the actor has started, before any delivery.
         self._prepared = False
+        self._breaker_is_open = False
+        if self._child.breakers:
+            self._status.counts.declare(self._child.breakers)
+            self._show_breakers()
         self._ownership: SoleOwner | None = None
         self._pin: Pin | None = None
         self._settlement: Settlement
+        self._intake: Intake
         self._subscription: PullSubscription
         self._pipeline: Pipeline
         self._lanes: Lanes
+        self._watchdog: Watchdog
 
     async def run(self, ready: Callable[[], None]) -> str:
         """Start, say that we are ready, handle deliveries until told to stop, and drain.
@@ -185,8 +165,7 @@ class Cell:
         self._breakers.run_in(self._loop)
         self.look_at_pause()
         self._background = [
-            asyncio.create_task(self._beat(), name="understudy-heartbeat"),
-            asyncio.create_task(self._watch(), name="understudy-watchdog"),
+            asyncio.create_task(self._heartbeat.run(), name="understudy-heartbeat"),
         ]
         try:
             preparing = asyncio.create_task(self._prepare(), name="understudy-prepare")
@@ -196,7 +175,8 @@ class Cell:
                 self._show_state()
                 actor, taken_over = preparing.result()
                 feeding = asyncio.create_task(self._feed(taken_over), name="understudy-feed")
-                await self._until_stop([*self._background, feeding, *self._lanes.workers, self._lanes.broken])
+                self._background.append(feeding)
+                await self._until_stop([*self._background, *self._lanes.workers, self._lanes.broken])
                 feeding.cancel()
                 # Of a stop that its supervisor has asked for, that keeps the time.
                 timeout_seconds = self._start.run.shutdown_timeout_seconds if self.stopped_itself else None
@@ -207,13 +187,19 @@ class Cell:
                 preparing.cancel()
                 problem = ""
             self._status.state(CellState.STOPPED)
+            if self._tracing is not None:
+                await self._tracing.end(failed=False)
             return problem
         except BaseException as error:
             self._status.state(CellState.FAILED, failure_text(error))
+            if self._tracing is not None:
+                await self._tracing.end(failed=True)
             raise
         finally:
             for task in self._background:
                 task.cancel()
+            if self._prepared:
+                self._lanes.end()
 
     def quiesce(self) -> None:
         """Ask the stream for nothing more; what is held is handled on."""
@@ -227,14 +213,19 @@ class Cell:
         While paused nothing new is begun and nothing asked for, and what is held stays held.
         """
         paused = self._start.spec.name in read_paused(Path(self._start.run.run_directory))
-        if paused == self._paused:
+        if paused == self._condition.paused:
             return
-        self._paused = paused
+        self._condition.paused = paused
         _log.info("paused by the operator" if paused else "resumed by the operator")
         if self._prepared:
             self._pause_lanes()
             self._show_state()
         self._show_pause()
+
+    @property
+    def capacity(self) -> int:
+        """How many deliveries it may hold."""
+        return self._options.mailbox.capacity
 
     def stop(self) -> None:
         """Begin to drain; may be called more than once, and before the cell is ready."""
@@ -272,28 +263,24 @@ class Cell:
     async def _prepare(self) -> tuple[Any, TakenOver]:
         """Connect, take over, and start the actor."""
         spec, run = self._start.spec, self._start.run
+        self._tracing = Tracing.begin(self._start)
         self._client = client = await connection.connect(
-            run.connection, name=f"{run.app}/{spec.name}", on_state=self._on_connection
+            run.connection,
+            name=f"{run.app}/{spec.name}",
+            on_state=self._on_connection,
+            on_denied=self._on_denied,
         )
         self._on_connection("connected")
-        stream = await api.stream_info(client, spec.stream)
-        consumer = await api.consumer_info(client, spec.stream, spec.durable) if stream is not None else None
-        if stream is None or consumer is None:
-            missing = f"stream {spec.stream}" if stream is None else f"consumer {spec.durable}"
-            raise BrokerError(
-                f"{missing} is gone from the server; start 'understudy run' anew, which makes it"
-            )
-        if problem := misfit(spec.durable, consumer["config"], owned=self._options.is_sole_owner):
-            raise BrokerError(problem)
+        stream, consumer = await find_consumer(client, self._start, self._options)
+        self._streams = with_max_age(self._streams, stream["config"])
         # A newer revision of the app, on another node, may have given it less time than we declare.
         self._ack_wait_seconds = min(self._ack_wait_seconds, consumer["config"]["ack_wait"] / NANOSECONDS)
-        self._background.append(asyncio.create_task(self._extend(), name="understudy-extend"))
         self._file.bind(
             msgspec.structs.replace(
                 self._file.identity, stream_created=stream["created"], consumer_created=consumer["created"]
             )
         )
-        window = PublishWindow(client)
+        window = PublishWindow(client, confirmed=self._status.counts.published)
         await window.open()
         if self._child.breakers:
             store = await BreakerStore.open(
@@ -303,8 +290,12 @@ class Cell:
         self._settlement = Settlement(
             client, self._burst_ended, burst=max(1, min(BURST, self._mailbox.bound // ACKED_SHARE))
         )
+        extending = extend(
+            client, self._settlement, self._mailbox, self._ledger, self._heartbeat, self._ack_wait_seconds
+        )
+        self._background.append(asyncio.create_task(extending, name="understudy-extend"))
         attempts = await AttemptStore.open(client, attempts_bucket(run.app), spec.durable, stream["created"])
-        mark_store = await self._open_marks(client, window)
+        mark_store = await open_mark_store(client, window, self._start, self._options)
         takeover = Takeover(
             client=client,
             settlement=self._settlement,
@@ -326,23 +317,24 @@ class Cell:
             # From now on: a start may take longer than the pin lives.
             keeping = self._pin.keep(client, spec.stream, spec.durable)
             self._background.append(asyncio.create_task(keeping, name="understudy-keep-pin"))
-        states = await self._open_states(
-            client, window, stream["created"], consumer["ack_floor"]["stream_seq"]
-        )
-        actor = await self._start_actor()
-        self._subscription = PullSubscription(
-            client,
-            spec.stream,
-            spec.durable,
-            consumer["created"],
-            self._mailbox,
-            self._settlement,
-            self._deliver,
-            self._fail,
-            self._pin,
-            self._options.concurrency,
-            self._awake.set,
-        )
+        state_store = await open_state_store(client, window, self._start, self._options)
+        if state_store is not None:
+            self._open_states(state_store, client, stream["created"], consumer["ack_floor"]["stream_seq"])
+        actor = await start_actor(self._child, self._start)
+        self._assemble(actor, client, window, attempts, mark_store)
+        return actor, taken_over
+
+    def _assemble(
+        self,
+        actor: Any,
+        client: Connection,
+        window: PublishWindow,
+        attempts: AttemptStore,
+        mark_store: KvMarks | None,
+    ) -> None:
+        """Make what handles deliveries, before any comes: nothing here waits for anything."""
+        spec = self._start.spec
+        timers = CountedTimers(client, self._streams, spec.durable, self._status.counts)
         self._pipeline = Pipeline(
             actor=actor,
             spec=self._child.spec,
@@ -356,41 +348,73 @@ class Cell:
             ledger=self._ledger,
             status=self._status,
             breakers=self._breakers,
-            states=states,
+            states=self._states,
+            timers=timers,
+            asks=Asks(client, window, self._child.spec, f"{self._start.run.app}/{spec.actor}", self._status),
             settled=self._burst_ended,
-            marks_away=self._on_marks_away,
-            undecodable=self._halt,
+            marks_away=self._condition.marks_away,
+            undecodable=self._on_undecodable,
             actor_failed=self._actor_failed,
             stop=self._stop_itself,
         )
+        if self._tracing is not None:
+            self._tracing.attach(self._pipeline, self._file.identity, client)
         self._lanes = Lanes(
             concurrency=self._options.concurrency,
             hang_timeout_seconds=self._options.hang_timeout_seconds,
             handle=self._pipeline.handle,
             wait_seconds=self._breakers.wait_seconds,
-            mode_changed=self._on_mode,
+            mode_changed=self._condition.mode,
             blocked_changed=self._on_blocked,
             gated_changed=self._on_gated,
+            drop=self._drop,
             idle=self._on_idle,
             batches=self._pipeline.batches,
             declared=frozenset(name for handler in self._child.spec.handlers for name in handler.breakers),
             handle_line=None if self._pipeline.stateful is None else self._pipeline.stateful.handle,
+        )
+        self._intake = Intake(
+            identity=self._file.identity,
+            mailbox=self._mailbox,
+            ledger=self._ledger,
+            settlement=self._settlement,
+            status=self._status,
+            heartbeat=self._heartbeat,
+            prepare=timers.counting(self._pipeline.prepare, spec.stream),
+            begin=self._lanes.add,
+        )
+        self._received_before = self._intake.received
+        self._subscription = PullSubscription(
+            client,
+            spec.stream,
+            spec.durable,
+            self._file.identity.consumer_created,
+            self._mailbox,
+            self._settlement,
+            self._intake.deliver,
+            self._fail,
+            self._pin,
+            self._options.concurrency,
+            self._heartbeat.wake,
+        )
+        self._watchdog = Watchdog(
+            durable=spec.durable,
+            progress=lambda: self._mailbox.settled + self._intake.received,
+            excused=self._may_stand_still,
+            waiting=self._waiting,
+            rebuild=self._subscription.reconnected,
+            restarted_for_this=self._start.reason.startswith(Stalled.__name__),
         )
         self._lanes.start()
         self._pause_lanes()
         self._prepared = True
         for name in self._child.breakers:
             self._lanes.breaker_changed(name)
-        return actor, taken_over
+        watching = self._watchdog.run(self._heartbeat, self._show_state)
+        self._background.append(asyncio.create_task(watching, name="understudy-watchdog"))
 
-    async def _open_states(
-        self, client: Connection, window: PublishWindow, stream_created: str, floor: int
-    ) -> States | None:
-        if self._options.state is None:
-            return None
-        store = await StateStore.open(
-            client, window, state_bucket(self._start.run.app), self._start.spec.durable
-        )
+    def _open_states(self, store: StateStore, client: Connection, stream_created: str, floor: int) -> None:
+        assert self._options.state is not None
         self._states = States(
             store,
             StateCodec(self._options.state, self._start.spec.actor),
@@ -402,57 +426,37 @@ class Cell:
             self._states.epochs, client, self._settlement, self._start.spec.stream, self._start.spec.durable
         )
         self._background.append(asyncio.create_task(ending, name="understudy-epochs"))
-        return self._states
-
-    async def _open_marks(self, client: Connection, window: PublishWindow) -> KvMarks | None:
-        idempotency = self._options.idempotency
-        if idempotency is None or idempotency.store != "kv":
-            return None
-        bucket = marks_bucket(self._start.run.app)
-        lookups = LastMessages(client, f"KV_{bucket}")
-        await lookups.open()
-        return await KvMarks.open(
-            client,
-            lookups,
-            window,
-            bucket=bucket,
-            durable=self._start.spec.durable,
-            window_seconds=idempotency.window_seconds,
-        )
-
-    async def _start_actor(self) -> Any:
-        actor = self._child.make()
-        if self._start.reason:
-            await _call(lambda: actor.on_restart(self._start.reason), actor.on_restart)
-        context = StartContext(
-            app=self._start.run.app,
-            actor=self._start.spec.actor,
-            cell=self._start.spec.name,
-            generation=self._start.generation,
-            log=structlog.get_logger("understudy.actor"),
-        )
-        await _call(lambda: actor.on_start(context), actor.on_start)
-        return actor
 
     async def _feed(self, taken_over: TakenOver) -> None:
-        """Handle what was taken over, suspects first and alone, then what the stream has."""
+        """Handle what was taken over, in order and each suspect alone, then what the stream has."""
         if taken_over.pin_id:
-            with contextlib.suppress(BrokerError):
-                # The start may have taken longer than the pin lives, in a hook that holds up the event loop.
-                await self._subscription.look_for_owner()
-        for delivery in taken_over.suspects:
-            self._begin(delivery)
-            await self._lanes.quiet_and_unpaused()
+            # The start may have taken longer than the pin lives, in a hook that holds up the event loop.
+            await self._look_for_owner()
         for delivery in taken_over.held:
-            self._begin(delivery)
+            if delivery not in taken_over.suspects:
+                self._intake.take_over(delivery)
+                continue
+            # Not before earlier ones of its key, which a state may have been about to be stored with.
+            await self._quiet_and_unpaused()
+            self._intake.take_over(delivery)
+            await self._quiet_and_unpaused()
         self._set_limit()
         await self._subscription.start()
 
-    def _begin(self, delivery: HeldDelivery) -> None:
-        """Have a delivery that was taken over handled, unless it was dropped since."""
-        if self._mailbox.get(delivery.sequence) is delivery:
-            self._pipeline.prepare(delivery)
-            self._lanes.add(delivery)
+    async def _quiet_and_unpaused(self) -> None:
+        """Wait for the lanes, and drop what was taken over if it is another's meanwhile."""
+        waiting = asyncio.create_task(self._lanes.quiet_and_unpaused(), name="understudy-quiet")
+        try:
+            while not (await asyncio.wait({waiting}, timeout=LOOK_SECONDS))[0]:
+                if self._pin is not None:
+                    # A pause may last for hours, and the subscription doesn't look yet.
+                    await self._look_for_owner()
+        finally:
+            waiting.cancel()
+
+    async def _look_for_owner(self) -> None:
+        with contextlib.suppress(BrokerError):
+            await self._subscription.look_for_owner()
 
     async def _until_stop(self, tasks: Sequence[asyncio.Future[Any]]) -> None:
         """Return when told to stop or when a task has ended; raise what a task or the cell failed with."""
@@ -468,7 +472,7 @@ class Cell:
 
     async def _drain(self, actor: Any) -> str:
         assert self._client is not None
-        self._draining = True
+        self._condition.draining = True
         self._show_state()
         self._lanes.hurry()
         await self._subscription.stop()
@@ -485,12 +489,10 @@ class Cell:
         if await self._settlement.nak_in_order([delivery.reply for delivery in held]):
             for delivery in held:
                 self._mailbox.release(delivery)
+            self._status.counts.count("given_back", len(held))
         if self._pin is not None and self._client.is_connected:
-            await self._hand_over(self._pin)
-        try:
-            await _call(actor.on_stop, actor.on_stop)
-        except (Exception, SystemExit):  # noqa: BLE001, user code may raise anything, and the stop goes on
-            _log.exception("on_stop failed")
+            await self._pin.hand_over(self._client, self._start.spec.stream, self._start.spec.durable)
+        await stop_actor(actor)
         confirmed = await connection.close(self._client)
         # Acks that the server may not have are in the ledger, and are repeated by the next start.
         if not (confirmed and self._mailbox.is_empty()):
@@ -505,59 +507,11 @@ class Cell:
         # The lanes are made after this, and before anything could be forgotten.
         return self._lanes.clear()
 
-    async def _hand_over(self, pin: Pin) -> None:
-        """Unpin ourselves, so that a standby has what was given back.
-
-        What is given back after that may come to it twice.
-        """
-        assert self._client is not None
-        try:
-            await unpin(self._client, self._start.spec.stream, self._start.spec.durable, pin.id)
-        except BrokerError as error:
-            _log.warning("not unpinned; a standby takes over when the pin has timed out", error=str(error))
-        # Kept no longer.
-        pin.set("")
-
-    def _deliver(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
-        # Faster by half than to split all of it, as a server in a domain, which names that first, needs it.
-        if reply.startswith(self._ack_prefix):
-            count, number, _ = reply[self._ack_prefix_length :].split(b".", 2)
-            delivery_count, sequence = int(count), int(number)
-        else:
-            delivery_count, sequence, _ = parse_ack_subject(reply)
-        self._received += 1
-        if delivery_count > 1:
-            self._status.count("redelivered")
-        if self._idle:
-            self._idle = False
-            self._now = boottime()
-            self._awake.set()
-        held = self._mailbox.get(sequence)
-        if held is not None:
-            # The server gave up waiting for us, as after a long loss of the connection; we still have it.
-            held.reply = reply
-            held.delivery_count = delivery_count
-            return
-        if delivery_count > 1 and self._mailbox.has_settled(sequence):
-            # The server had given up waiting for the dead cell when it was told that we have it.
-            self._settlement.ack(reply)
-            return
-        now = self._now
-        delivery = HeldDelivery(
-            self._stream,
-            subject.decode(errors="backslashreplace"),
-            reply,
-            block,
-            body,
-            sequence,
-            delivery_count,
-            self._ledger.hold(sequence, delivery_count, now),
-            now,
-            self._file.identity.stream_created,
-        )
-        self._mailbox.add(delivery)
-        self._pipeline.prepare(delivery)
-        self._lanes.add(delivery)
+    def _drop(self, delivery: HeldDelivery) -> None:
+        """Let go of what has failed, or wasn't stored, and is another cell's by now."""
+        self._mailbox.release(delivery)
+        self._status.counts.count("given_back")
+        self._burst_ended()
 
     def _burst_ended(self) -> None:
         """Hear that deliveries were settled."""
@@ -569,14 +523,14 @@ class Cell:
             self._subscription.settled()
 
     def _pause_lanes(self) -> None:
-        if self._paused:
+        if self._condition.paused:
             self._lanes.pause()
         else:
             self._lanes.resume()
 
     def _show_pause(self) -> None:
         """Say how far the operator's pause has come."""
-        if not self._paused:
+        if not self._condition.paused:
             pause = Pause.NONE
         elif self._prepared and not (self._lanes.is_at_rest() and self._subscription.is_unasked()):
             pause = Pause.PAUSING
@@ -591,12 +545,16 @@ class Cell:
 
     def _report(self) -> None:
         self._status.gauge("held", len(self._mailbox))
-        if self._received:
-            self._status.count("received", self._received)
-            self._total_received += self._received
-            self._received = 0
         if self._prepared:
+            self._intake.report()
             self._pipeline.report()
+
+    def _show_room(self) -> None:
+        """Say how much is held and asked for, as far as it isn't said at each burst."""
+        self._status.gauge("held_bytes", self._mailbox.bytes)
+        if self._prepared:
+            self._status.gauge("credit", self._subscription.credit)
+            self._status.gauge("publish_window", self._pipeline.unconfirmed)
 
     def _make_pin(self, client: Connection, taken_over: TakenOver) -> Pin:
         self._ownership = SoleOwner(
@@ -612,61 +570,24 @@ class Cell:
             self._ownership.owned(taken_over.pin_id)
         return Pin(self._ownership, self._ack_wait_seconds, taken_over.pin_id)
 
-    async def _beat(self) -> None:
-        """Show that this thread runs: every heartbeat, and while idle mostly when it is awake anyway.
-
-        To wake a thread costs several times what it then does here.
-        """
-        hang_timeout_seconds = self._options.hang_timeout_seconds
-        seconds = min(HEARTBEAT_SECONDS, hang_timeout_seconds / 4)
-        idle_seconds = min(IDLE_HEARTBEAT_SECONDS, hang_timeout_seconds / 3)
-        while True:
-            self._awake.clear()
-            self._status.beat()
-            # The time that new ledger entries carry: a heartbeat's age makes no difference to an ack_wait.
-            self._now = boottime()
-            self._report()
-            self._show_pause()
-            received, self._received_before = self._received_before, self._total_received
-            self._idle = self._prepared and self._mailbox.is_empty() and received == self._total_received
-            self._beaten.set()
-            self._beaten.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(idle_seconds if self._idle else seconds):
-                    await self._awake.wait()
-
-    async def _heartbeats(self, seconds: float) -> None:
-        """Return with the first heartbeat after so long, for which the thread is awake anyway.
-
-        Args:
-            seconds: at least.
-        """
-        since = boottime()
-        while boottime() - since < seconds:
-            await self._beaten.wait()
-
-    async def _extend(self) -> None:
-        """Begin the `ack_wait` of everything held anew, each third of it."""
-        third = self._ack_wait_seconds / 3
-        while True:
-            await self._heartbeats(third / 4)
-            if self._client is None or not self._client.is_connected:
-                continue
-            now = boottime()
-            for delivery in self._mailbox:
-                if (
-                    now - delivery.extended_at >= third / 2
-                    and self._mailbox.get(delivery.sequence) is delivery
-                ):
-                    await self._settlement.in_progress(delivery.reply)
-                    delivery.extended_at = now
-                    self._ledger.extend(delivery.slot, now)
+    def _on_beat(self) -> bool:
+        """Bring the status up to date; return whether nothing has happened since the last time."""
+        self._report()
+        self._show_room()
+        self._show_pause()
+        if self._breaker_is_open:
+            # What waits for it comes and goes.
+            self._show_breakers()
+        if not self._prepared:
+            return False
+        received, self._received_before = self._received_before, self._intake.received
+        return self._mailbox.is_empty() and received == self._received_before
 
     def _on_connection(self, state: str) -> None:
         self._status.gauge("connected", int(state == "connected"))
         if self._states is not None and state != "connected":
             self._states.epochs.disconnected()
-        if state == "closed" and not self._draining:
+        if state == "closed" and not self._condition.draining:
             self._fail(BrokerError("the broker connection is closed for good"))
         elif self._prepared:
             if state == "connected":
@@ -683,127 +604,69 @@ class Cell:
     def _show_breakers(self) -> None:
         # By the clock that everything in the cell file goes by.
         behind = time.time() - boottime()
+        states = self._breakers.states()
+        self._breaker_is_open = any(one.state != CLOSED for one in states)
         self._status.breakers(
             [
-                BreakerStatus(name=one.name, state=one.state, since=one.since and one.since - behind)
-                for one in self._breakers.states()
+                BreakerStatus(
+                    name=one.name,
+                    state=one.state,
+                    since=one.since and one.since - behind,
+                    # An actor's own is known to the cells that share it by the actor's name too.
+                    of_app=self._child.breaker_keys[one.name] == one.name,
+                    holds_up=one.state != CLOSED and self._waits_for(one.name),
+                )
+                for one in states
             ]
         )
 
-    def _on_mode(self, mode: Mode, breaker: str) -> None:
-        self._resting = mode is Mode.NONE
-        if mode is Mode.NONE:
-            self._open_breaker = breaker
-            _log.info("paused", breaker=breaker)
-        elif mode is Mode.ALL:
-            self._open_breaker = ""
-            _log.info("resumed")
-        self._show_state()
-
-    def _on_marks_away(self, problem: str) -> None:
-        self._marks_away = problem
-        self._show_state()
+    def _waits_for(self, breaker: str) -> bool:
+        if not self._prepared:
+            return False
+        return self._condition.open_breaker == breaker or self._lanes.waits_for(breaker)
 
     def _on_blocked(self, waiting: int) -> None:
-        self._blocked = waiting
-        self._look_at_waiting()
+        self._condition.blocked(waiting)
+        self._set_limit()
 
     def _on_gated(self, waiting: int) -> None:
-        self._gated = waiting
-        self._look_at_waiting()
-
-    def _look_at_waiting(self) -> None:
-        """Pause while what can't go on takes more than half the mailbox."""
-        waiting = self._blocked + self._gated
-        if self._options.ordered:
-            # What keeps one order has nothing else to hold its mailbox free for.
-            is_clogged = self._gated > 0
-        else:
-            is_clogged = waiting > self._options.mailbox.capacity // 2
+        self._condition.gated(waiting)
         self._set_limit()
-        if is_clogged is not self._is_clogged:
-            _log.warning("blocked" if is_clogged else "no longer blocked", waiting=waiting)
-            self._is_clogged = is_clogged
-            self._show_state()
 
     def _set_limit(self) -> None:
         """Bound what is fetched ahead; what can't go on doesn't take its place."""
-        waiting = 0 if self._options.ordered else self._blocked + self._gated
-        self._mailbox.limit = min(self._mailbox.bound, self._fetch_ahead.limit + waiting)
+        limit = self._fetch_ahead.limit + self._condition.room_for_waiting
+        self._mailbox.limit = min(self._mailbox.bound, limit)
 
-    def _halt(self, error: str) -> None:
-        self._halted = f"too many deliveries in a row can't be read, the last because: {error}"
+    def _on_undecodable(self, error: str) -> None:
+        self._halt(f"too many deliveries in a row can't be read, the last because: {error}")
+
+    def _on_denied(self, subject: str) -> None:
+        """Hear where the server doesn't let us publish; what isn't acked would be handled again for ever."""
+        if self._prepared and subject.startswith(ACKS.lower()):
+            self._halt(
+                f"the server denies acks; have it let this user publish to {ACKS}>, then restart the actor"
+            )
+
+    def _halt(self, reason: str) -> None:
         self._lanes.halt()
-        _log.error("halted", reason=self._halted)
-        self._show_state()
+        self._condition.halt(reason)
 
     def _show_state(self) -> None:
         """Say what the cell is doing, and ask for more or not; until it is prepared it is starting."""
         if not self._prepared:
             return
-        if self._draining:
-            self._status.state(CellState.DRAINING)
-        elif self._halted:
-            self._status.state(CellState.HALTED, self._halted)
-        elif self._watchdog.stalled:
-            self._status.state(CellState.STALLED, self._watchdog.stalled)
-        elif self._paused:
-            standby = self._ownership is not None and self._ownership.other
-            self._status.state(
-                CellState.PAUSED, f"paused by the operator{', another cell is active' if standby else ''}"
-            )
-        elif self._ownership is not None and self._ownership.other:
-            self._status.state(CellState.STANDBY, "another cell is active")
-        elif reason := self._pause_reason():
-            self._status.state(CellState.PAUSED, reason)
-        else:
-            self._status.state(CellState.UP)
-        if self._halted or self._resting or self._is_clogged or self._paused or self._marks_away:
+        standby = self._ownership is not None and bool(self._ownership.other)
+        self._status.state(*self._condition.state(stalled=self._watchdog.stalled, standby=standby))
+        if self._condition.asks_for_nothing:
             self._subscription.pause()
         else:
             self._subscription.resume()
 
-    def _pause_reason(self) -> str:
-        """Return what the cell waits for before it goes on by itself, empty if for nothing."""
-        if self._open_breaker:
-            return f"circuit breaker {self._open_breaker} is open"
-        if self._marks_away:
-            return f"the idempotency marks are away: {self._marks_away}"
-        if not self._is_clogged:
-            return ""
-        reasons = []
-        if self._blocked:
-            reasons.append(
-                f"{self._blocked} deliveries wait behind failed ones that are tried again in place"
-            )
-        if self._gated:
-            reasons.append(f"{self._gated} deliveries wait for an open circuit breaker")
-        return ", ".join(reasons)
-
-    async def _watch(self) -> None:
-        while True:
-            await self._heartbeats(CHECK_SECONDS)
-            if not self._prepared:
-                continue
-            stalled = self._watchdog.stalled
-            try:
-                await self._watchdog.look()
-            except Stalled:
-                raise
-            except BrokerError as error:
-                _log.debug("the watchdog has no answer", error=str(error))
-            if stalled != self._watchdog.stalled:
-                self._show_state()
-
-    def _rebuild(self) -> None:
-        self._subscription.reconnected()
-
     def _may_stand_still(self) -> bool:
         """Return whether nothing has to happen, as far as the cell can tell without asking the server."""
         return (
-            self._draining
-            or bool(self._halted or self._open_breaker or self._is_clogged or self._paused)
-            or bool(self._marks_away)
+            self._condition.may_stand_still
             or self._client is None
             or not self._client.is_connected
             or bool(self._ownership is not None and self._ownership.other)
@@ -827,13 +690,3 @@ class Cell:
 def failure_text(error: BaseException) -> str:
     """Return why a cell has failed, in words."""
     return str(error) if isinstance(error, ActorFailed) else error_text(error)
-
-
-async def _call(call: Callable[[], Awaitable[None] | None], hook: Callable[..., Any]) -> None:
-    """Run a user's hook: in the event loop if it is a coroutine function, else in a thread."""
-    if inspect.iscoroutinefunction(hook):
-        result = call()
-        assert result is not None
-        await result
-    else:
-        await asyncio.to_thread(call)

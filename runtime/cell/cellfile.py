@@ -23,7 +23,8 @@ from typing import Self
 import msgspec
 
 from understudy.actors.errors import UnderstudyError
-from understudy.runtime.cell.ledger import LEDGER_OFFSET, SLOT_SIZE, Entry, Ledger, read_entries
+from understudy.runtime.cell.counts import Counts, counts_path
+from understudy.runtime.cell.ledger import LEDGER_OFFSET, SLOT_SIZE, Entry, Ledger, SlotState, read_entries
 from understudy.runtime.cell.status import (
     MAGIC,
     PAGE,
@@ -37,7 +38,6 @@ from understudy.runtime.cell.status import (
 VERSION = 1
 IDENTITY_OFFSET = 64
 _HEADER = struct.Struct("<8sHHIIIIII")
-_FLOCK = struct.Struct("@hhqqi4x")
 
 
 class CellFileError(UnderstudyError):
@@ -89,11 +89,17 @@ class CellFile:
     """A cell file in the hands of its owner, from creation to the end of the process."""
 
     def __init__(
-        self, path: Path, descriptor: int, buffer: mmap.mmap, slot_count: int, identity: Identity
+        self,
+        path: Path,
+        descriptor: int,
+        buffer: mmap.mmap,
+        slot_count: int,
+        identity: Identity,
+        counts: Counts,
     ) -> None:
         self.path = path
         self.identity = identity
-        self.status = Status(buffer)
+        self.status = Status(buffer, counts)
         self.ledger = Ledger(buffer, slot_count)
         self._descriptor = descriptor
         self._buffer = buffer
@@ -119,7 +125,8 @@ class CellFile:
             length = LEDGER_OFFSET + -(-slot_count * SLOT_SIZE // PAGE) * PAGE
             # Real blocks now: a full tmpfs is an error here, not a SIGBUS at some later store.
             os.posix_fallocate(descriptor, 0, length)
-            cell_file = cls(path, descriptor, mmap.mmap(descriptor, length), slot_count, identity)
+            counts = Counts.open(counts_path(path.parent, identity.cell))
+            cell_file = cls(path, descriptor, mmap.mmap(descriptor, length), slot_count, identity, counts)
             cell_file.bind(identity)
         except BaseException as error:
             path.unlink(missing_ok=True)
@@ -134,7 +141,11 @@ class CellFile:
         return cell_file
 
     def bind(self, identity: Identity) -> None:
-        """Write the identity, once more when the server has said when it made stream and consumer."""
+        """Write the identity, once more when the server has said when it made stream and consumer.
+
+        Raises:
+            CellFileError: its names are too long for the file.
+        """
         self.identity = identity
         encoded = msgspec.msgpack.encode(identity)
         if IDENTITY_OFFSET + len(encoded) > PAGE:
@@ -203,6 +214,15 @@ class DeadCellFile:
             raise
         return cls(path, descriptor, identity, entries, read_heartbeat(data))
 
+    def holds(self, since: float) -> bool:
+        """Return whether there are deliveries in it that are not settled.
+
+        Args:
+            since: of those that were received or extended before this, in seconds of CLOCK_BOOTTIME, the
+                server has the say again.
+        """
+        return any(entry.state != SlotState.DONE and entry.extended_at >= since for entry in self.entries)
+
     def release(self) -> None:
         """Let go of the file and leave it for who takes over."""
         os.close(self._descriptor)
@@ -230,16 +250,3 @@ def _parse(data: bytes) -> tuple[Identity, list[Entry]]:
     except msgspec.MsgspecError as error:
         raise CellFileError(f"the identity can't be read: {error}") from error
     return identity, read_entries(data, ledger_offset, slot_count)
-
-
-def is_owner_alive(path: Path) -> bool:
-    """Return whether some process holds the file's lock; false if there is no such file."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        probe = fcntl.fcntl(descriptor, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-        return bool(_FLOCK.unpack(probe)[0] != fcntl.F_UNLCK)
-    finally:
-        os.close(descriptor)

@@ -21,10 +21,15 @@ class Deadline:
     Args:
         task: the lane's task, in which the handler runs.
         hang_timeout_seconds: the time between timeout and kill.
+
+    Attributes:
+        task: the same.
+        expired: whether the handler's time was over.
+        ended: whether the task is to end, so that its cancellation is neither the handler's nor ours.
     """
 
     def __init__(self, task: asyncio.Task[None], hang_timeout_seconds: float) -> None:
-        self._task = task
+        self.task = task
         self._hang_timeout_seconds = hang_timeout_seconds
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -33,6 +38,12 @@ class Deadline:
         self._cancels = False
         self._name = ""
         self.expired = False
+        self.ended = False
+
+    def end(self) -> None:
+        """Cancel the lane's task for good."""
+        self.ended = True
+        self.task.cancel()
 
     def arm(self, seconds: float, *, cancels: bool, name: str) -> None:
         """Begin a handler's time.
@@ -70,10 +81,12 @@ class Deadline:
             return
         if self.expired:
             _log.error("handler still runs after its timeout, killing the cell", handler=self._name)
+            # So that its supervisor has where its threads were; handlers may have taken that signal.
+            signal.raise_signal(signal.SIGABRT)
             os.kill(os.getpid(), signal.SIGKILL)
         self.expired = True
         # From now, since a blocked loop or a machine that slept may have been late by more than that.
         self._at = self._loop.time() + self._hang_timeout_seconds
         self._schedule(self._at)
         if self._cancels:
-            self._task.cancel()
+            self.task.cancel()

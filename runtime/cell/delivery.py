@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,13 +14,17 @@ from understudy.actors.codec import MSGPACK
 from understudy.actors.errors import DecodeError
 from understudy.actors.handlers import HandlerSpec
 from understudy.runtime.cell.outcomes import Again
-from understudy.runtime.jetstream import headers
+from understudy.runtime.jetstream import asked, headers
 from understudy.runtime.jetstream.event_id import event_id
 from understudy.runtime.jetstream.settlement import parse_ack_subject
 from understudy.runtime.stores.attempts import Attempts
-from understudy.runtime.telemetry.trace import TraceContext, parse_traceparent
+from understudy.runtime.telemetry.trace import TraceContext, begin_trace, read_trace
+
+if TYPE_CHECKING:
+    from understudy.runtime.telemetry.spans import ProcessSpan
 
 _MSGPACK_LINE = f"\r\nContent-Type: {MSGPACK}\r\n".encode()
+_UNTRACED = nullcontext()
 
 
 class DeliveryMark(msgspec.Struct, eq=False):
@@ -60,6 +65,10 @@ class HeldDelivery(msgspec.Struct, eq=False):
         state_name: of its key's state, empty if its handler has none.
         mark: of an idempotent actor's, what is known of its mark.
         is_handled: whether it needs no run any more, but the mark that says so.
+        is_given_up: whether it is a dead letter now.
+        is_lost: whether another cell owns it by now, so that it isn't tried again here.
+        span: of the attempt that runs, if it is traced.
+        about: what its handler has found out that entries are to say of it, too.
     """
 
     stream: str
@@ -81,6 +90,10 @@ class HeldDelivery(msgspec.Struct, eq=False):
     state_name: str = ""
     mark: DeliveryMark | None = None
     is_handled: bool = False
+    is_given_up: bool = False
+    is_lost: bool = False
+    span: ProcessSpan | None = None
+    about: Mapping[str, str] | None = None
     _headers: Mapping[str, str] | None = None
     _trace: TraceContext | None = None
 
@@ -100,6 +113,12 @@ class HeldDelivery(msgspec.Struct, eq=False):
         return event_id(
             lambda name: headers.find(block, name.encode()), self.stream, self.stream_created, self.sequence
         )
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When whoever has asked waits no longer."""
+        at = asked.deadline_of(self.header_block)
+        return None if at is None else datetime.fromtimestamp(at, UTC)
 
     @property
     def content_type(self) -> str | None:
@@ -126,6 +145,11 @@ class HeldDelivery(msgspec.Struct, eq=False):
         return 1 if self.attempts is None else self.attempts.failed + 1
 
     @property
+    def is_taken_over(self) -> bool:
+        """Whether a dead cell had it, so that its body was read from the stream."""
+        return self.stored_at != 0
+
+    @property
     def published_at(self) -> datetime:
         """When the stream stored the event."""
         return datetime.fromtimestamp(self.timestamp / 1_000_000_000, UTC)
@@ -134,14 +158,39 @@ class HeldDelivery(msgspec.Struct, eq=False):
     def trace(self) -> TraceContext:
         """The trace that the publisher began, or the event's own, with a span of this delivery's."""
         if self._trace is None:
-            cause = f"{self.stream} {self.sequence} {self.timestamp}"
-            self._trace = parse_traceparent(headers.find(self.header_block, b"traceparent"), cause=cause)
+            trace = read_trace(self.header_block)
+            self._trace = trace or begin_trace(self.stream, self.sequence, self.timestamp)
         return self._trace
+
+    def trace_with(self, span: ProcessSpan) -> None:
+        """Have the ids of the span that is recorded of this attempt."""
+        self.span, self._trace = span, span.trace
+
+    def settling(self, word: str) -> AbstractContextManager[object]:
+        """Return what a settlement of it is done within: its span, or nothing.
+
+        Args:
+            word: `nak` or `term`.
+        """
+        return _UNTRACED if self.span is None else self.span.settling(word)
 
     @property
     def trace_id(self) -> str:
         """The trace's id, 32 hexadecimal digits."""
         return self.trace.trace_id
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """What log entries say of it while it is handled."""
+        return {
+            "trace_id": self.trace_id,
+            "span_id": self.span_id,
+            "stream": self.stream,
+            "sequence": self.sequence,
+            "subject": self.subject,
+            "attempt": self.attempt,
+            **(self.about or {}),
+        }
 
     @property
     def span_id(self) -> str:

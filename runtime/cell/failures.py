@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Container, Iterable
+from typing import Literal, Protocol
 
 import msgspec
 import structlog
@@ -17,16 +17,20 @@ from understudy.actors.actor import ActorSpec
 from understudy.actors.errors import BrokerError, BulkheadFull, CircuitOpen, PublishError, UnderstudyError
 from understudy.actors.handlers import HandlerSpec
 from understudy.actors.outcomes import Reject, Retry
+from understudy.runtime.cell.asks import Asks
 from understudy.runtime.cell.cellfile import Identity
+from understudy.runtime.cell.counts import DeadLetterReason
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.mailbox import Mailbox
-from understudy.runtime.cell.outcomes import SETTLED, Again, Held, Outcome
+from understudy.runtime.cell.outcomes import SETTLED, Again, Outcome, held_by
 from understudy.runtime.cell.status import Status
 from understudy.runtime.jetstream import dead_letters
 from understudy.runtime.jetstream.dead_letters import DeadLetter
 from understudy.runtime.jetstream.publish_window import PublishWindow
 from understudy.runtime.jetstream.settlement import Settlement
 from understudy.runtime.stores.attempts import MAX_ERROR_CHARACTERS, NONE, Attempts, AttemptStore
+from understudy.runtime.telemetry.conventions import ATTEMPT
+from understudy.runtime.telemetry.logs import without_secrets
 
 BROKER_RETRY_SECONDS = 1.0
 
@@ -55,9 +59,11 @@ class Failures:
         identity: whose deliveries these are.
         broker, window, settlement, attempts: the data path.
         mailbox, status: what the cell holds and says.
+        breakers: the names of those that the cell has.
         settled: called when the mailbox has room again.
         handled: returns how many deliveries were handled so far.
         actor_failed: called when the actor itself has failed.
+        asks: tells whoever has asked.
     """
 
     def __init__(
@@ -71,10 +77,13 @@ class Failures:
         attempts: AttemptStore,
         mailbox: Mailbox,
         status: Status,
+        breakers: Container[str],
         settled: Callable[[], None],
         handled: Callable[[], int],
         actor_failed: Callable[[ActorFailed], Awaitable[None]],
+        asks: Asks,
     ) -> None:
+        self._asks = asks
         self._restart_on = spec.options.restart_on
         self._max_in_a_row = spec.options.max_consecutive_failures
         self._handled = handled
@@ -89,6 +98,7 @@ class Failures:
         self._attempts = attempts
         self._mailbox = mailbox
         self._status = status
+        self._breakers = breakers
         self._settled = settled
         self._log = structlog.get_logger("understudy.actor")
 
@@ -116,13 +126,12 @@ class Failures:
                 return self.postpone(delivery, error)
         assert delivery.attempts is not None
         crashes = delivery.attempts.crashes
-        if crashes < self._policy.max_crashes:
+        if crashes < self._policy.max_crashes or (delivery.handler and delivery.handler.has_last_word):
             left_seconds = self.take_pause(delivery)
             return Again(left_seconds) if left_seconds else None
         # It was to be given up before, and that could not be written.
-        return await self.dead_letter(
-            delivery, "crashed", f"its process died {crashes} times: {delivery.attempts.error}"
-        )
+        text = f"its process died {crashes} times: {delivery.attempts.error}"
+        return await self.dead_letter(delivery, "crashed", text)
 
     def take_pause(self, delivery: HeldDelivery) -> float:
         """Return how many seconds of the pause after its last failure are left, and forget them.
@@ -167,33 +176,52 @@ class Failures:
         """
         # The next run decodes anew: a handler may have changed an untyped event.
         delivery.event = None
+        shown = error if traceback and not is_expected(error) else None
+        span = delivery.span
+        if span is not None:
+            span.failed(error, traceback=shown is not None)
         if isinstance(error, Reject):
             return await self.dead_letter(delivery, "rejected", error.reason)
-        held = held_by(error, failed_trial)
+        held = held_by(error, failed_trial, self._breakers)
         if held is not None:
+            if span is not None:
+                span.note("held", breaker=held.breaker, delay_seconds=held.retry_after_seconds)
+            await self._asks.refuse_if_late(delivery, held.retry_after_seconds, "held", error_text(error))
             return held
         if self.is_postponed(error):
+            if span is not None:
+                span.note("postponed", error=error_text(error))
             return self.postpone(delivery, error)
         attempts = self._count(delivery, error)
-        if attempts.failed >= self._policy.max_attempts:
-            return await self.dead_letter(delivery, "exhausted", attempts.error)
+        if span is not None:
+            span.set(ATTEMPT, attempts.failed)
+        most = handler.max_attempts or self._policy.max_attempts
+        if attempts.failed >= most + handler.has_last_word:
+            return await self.dead_letter(delivery, "exhausted", attempts.error, shown)
         explicit = error.delay_seconds if isinstance(error, Retry) else None
         delay = self._policy.delay_seconds(attempts.failed, random.random()) if explicit is None else explicit
         self._log.warning(
             "handler failed",
             handler=handler.method,
             error=attempts.error,
-            subject=delivery.subject,
-            sequence=delivery.sequence,
-            attempt=attempts.failed,
-            max_attempts=self._policy.max_attempts,
+            **{**delivery.log_fields, "attempt": attempts.failed},
+            max_attempts=most,
             retry_in_seconds=round(delay, 3),
-            exc_info=error if traceback and not is_expected(error) else None,
+            exc_info=shown,
         )
+        if span is not None:
+            span.note(
+                "retry",
+                attempt=attempts.failed,
+                max_attempts=most,
+                delay_seconds=delay,
+                error=attempts.error,
+            )
         if self._blocks:
             # For whoever may have to go on with it; in this cell a timer keeps the time.
             attempts = msgspec.structs.replace(attempts, retry_at=time.time() + delay, delay_seconds=delay)
         await self._record(delivery.sequence, attempts)
+        await self._asks.refuse_if_late(delivery, delay, "failed", attempts.error)
         return await self._again(delivery, delay)
 
     async def failed_behind(self, delivery: HeldDelivery, error: BaseException) -> None:
@@ -217,7 +245,7 @@ class Failures:
             error
             for error in errors
             if not isinstance(error, Retry | Reject)
-            and held_by(error, failed_trial) is None
+            and held_by(error, failed_trial, self._breakers) is None
             and not self.is_postponed(error)
         ]
         if not own:
@@ -251,15 +279,26 @@ class Failures:
         """Return when to try again what the broker wasn't there for."""
         return Again(BROKER_RETRY_SECONDS)
 
-    async def dead_letter(self, delivery: HeldDelivery, reason: str, error: str) -> Outcome:
+    async def dead_letter(
+        self,
+        delivery: HeldDelivery,
+        reason: DeadLetterReason,
+        error: str,
+        failure: BaseException | None = None,
+    ) -> Outcome:
         """Give a delivery up: store it, confirmed, and only then terminate it.
 
         Args:
             delivery: what is given up.
-            reason: `undecodable`, `rejected`, `exhausted` or `crashed`.
+            reason: why, in a word.
             error: the last failure's text.
+            failure: what is logged with where it came from.
         """
         attempts = delivery.attempts or NONE
+        # The last run's number; only a failure that was counted has made that the next one's.
+        attempt = attempts.failed if reason == "exhausted" else delivery.attempt
+        # All of it, since in a batch with others nothing else names it.
+        named = {**delivery.log_fields, "attempt": attempt}
         letter = DeadLetter(
             app=self._identity.app,
             actor=self._identity.actor,
@@ -280,37 +319,40 @@ class Failures:
         except PublishError as unwritten:
             self._log.error(
                 "dead letter can't be written",
-                sequence=delivery.sequence,
+                **named,
                 reason=reason,
                 error=error,
                 dead_letter_error=str(unwritten),
             )
             return await self._again(delivery, self._policy.max_delay_seconds)
-        self._log.warning(
-            "dead letter",
-            id=number,
-            reason=reason,
-            error=error,
-            subject=delivery.subject,
-            sequence=delivery.sequence,
-            attempts=attempts.failed,
-        )
+        self._log.warning("dead letter", id=number, reason=reason, error=error, **named, exc_info=failure)
+        if delivery.span is not None:
+            delivery.span.note("dead_letter", id=number, reason=reason, error=error, attempt=attempt)
+        delivery.is_given_up = True
         self._status.count("dead_lettered")
+        self._status.counts.count(f"dead_lettered_{reason}")
+        await self._asks.refuse(delivery, reason, error)
         self._mailbox.done(delivery)
-        await self._settlement.term(delivery.reply, reason)
+        with delivery.settling("term"):
+            await self._settlement.term(delivery.reply, reason)
         self._settled()
         return SETTLED
 
-    async def give_back(self, delivery: HeldDelivery, delay_seconds: float) -> Outcome:
+    async def give_back(
+        self, delivery: HeldDelivery, delay_seconds: float, outcome: Literal["retried", "given_back"]
+    ) -> Outcome:
         """Give a delivery back to the server.
 
         Args:
             delivery: which.
             delay_seconds: how long the server keeps it before it delivers it again.
+            outcome: as what it is counted: whether a run has failed.
         """
         self._status.count("retried")
+        self._status.counts.count(outcome)
         self._mailbox.release(delivery)
-        await self._settlement.nak(delivery.reply, delay_seconds)
+        with delivery.settling("nak"):
+            await self._settlement.nak(delivery.reply, delay_seconds)
         self._settled()
         return SETTLED
 
@@ -318,7 +360,7 @@ class Failures:
         """Keep the delivery and its key shut, or give it back, as the actor's `on_failure` says."""
         if self._blocks:
             return Again(delay_seconds)
-        return await self.give_back(delivery, delay_seconds)
+        return await self.give_back(delivery, delay_seconds, "retried")
 
     def _count(self, delivery: HeldDelivery, error: BaseException) -> Attempts:
         previous = delivery.attempts or NONE
@@ -338,25 +380,17 @@ class Failures:
             self._log.warning("attempt not recorded", sequence=sequence, error=str(error))
 
 
-def held_by(error: BaseException, failed_trial: CircuitOpen | None) -> Held | None:
-    """Return what a delivery waits for if its handler met an open breaker, which is no attempt."""
-    if isinstance(error, Reject):
-        return None
-    held = error if isinstance(error, CircuitOpen) else failed_trial
-    return None if held is None else Held(held.breaker, held.retry_after_seconds)
-
-
 def is_expected(error: BaseException) -> bool:
     """Return whether an error is a handler's own word or ours, so that its traceback says nothing."""
     return isinstance(error, Retry | UnderstudyError)
 
 
 def error_text(error: BaseException) -> str:
-    """Return an error's type and text, whatever its `__str__` does."""
+    """Return an error's type and text without secrets: probes, dead letters and replies tell it too."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001, a user's __str__ may raise anything
         text = "its text can't be made"
     name = type(error).__name__
     # What is recorded has to be encoded, and lone surrogates can't be.
-    return (f"{name}: {text}" if text else name).encode(errors="backslashreplace").decode()
+    return without_secrets((f"{name}: {text}" if text else name).encode(errors="backslashreplace").decode())

@@ -2,6 +2,7 @@
 
 A delivery comes here whose handler declares the breaker. While the breaker is open nothing of the gate is
 begun; then one at a time is let through as a trial, a different one each time, until the breaker has closed.
+What has failed as a trial is one again only when nothing else waits: it may be what the service can't take.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ class Gate:
 
     Attributes:
         breaker: its name.
-        held: what waits, and who tries next stands first.
+        held: what waits and hasn't tried yet, and who tries next stands first.
+        tried: what waits and has; its turn comes when nothing else is held.
         trial: what runs as its trial.
         may_try: whether another trial may begin.
     """
 
-    __slots__ = ("breaker", "held", "may_try", "trial")
+    __slots__ = ("breaker", "held", "may_try", "trial", "tried")
 
     def __init__(self, breaker: str) -> None:
         self.breaker = breaker
         self.held: deque[Item] = deque()
+        self.tried: deque[Item] = deque()
         self.trial: Item | None = None
         self.may_try = False
 
@@ -79,25 +82,28 @@ class Gates:
     def hold(self, gate: Gate, item: Item) -> None:
         """Have an item wait, after all others."""
         # What was a trial, of this breaker or of another that it needs, was counted all the time.
-        tried = next((one for one in self.shut.values() if one.trial is item), None)
-        if tried is not None:
-            tried.trial = None
+        left = next((one for one in self.shut.values() if one.trial is item), None)
+        if left is not None:
+            left.trial = None
         else:
             self._count(item, 1)
             self._changed(self._held + self._behind)
-        gate.held.append(item)
+        (gate.tried if left is gate else gate.held).append(item)
 
     def take(self) -> Item | None:
         """Return what may begin as a trial; it goes on being counted until it has `left`."""
         for gate in self.shut.values():
-            while gate.may_try and gate.trial is None and gate.held:
-                item = gate.held.popleft()
+            while gate.may_try and gate.trial is None and (waiting := gate.held or gate.tried):
+                item = waiting.popleft()
                 other = self.find(item)
                 if other is gate or other is None:
                     gate.trial = item
                     return item
-                # A breaker that stands before this one in its handler's list has opened meanwhile.
+                # A breaker that stands before this one in its handler's list is open, too.
                 other.held.append(item)
+                if other.may_try and other.trial is None:
+                    # Its time has come already, so that nothing else would have it tried.
+                    return self.take()
         return None
 
     def left(self, item: Item) -> Gate | None:
@@ -113,7 +119,7 @@ class Gates:
     def open(self, gate: Gate) -> list[Item]:
         """Remove a gate, and return what has waited in it, in stream order."""
         del self.shut[gate.breaker]
-        waited = sorted(gate.held, key=_sequence)
+        waited = sorted((*gate.held, *gate.tried), key=_sequence)
         for item in waited if gate.trial is None else (*waited, gate.trial):
             self._count(item, -1)
         self._changed(self._held + self._behind)
@@ -128,6 +134,7 @@ class Gates:
         """Forget what waits; the gates stay as they are."""
         for gate in self.shut.values():
             gate.held.clear()
+            gate.tried.clear()
             gate.trial = None
         self.keys.clear()
         self._held = self._behind = 0

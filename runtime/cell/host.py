@@ -25,18 +25,24 @@ from thespian.actors import ActorExitRequest, WakeupMessage
 from understudy.runtime.app import App
 from understudy.runtime.cell.cell import Cell, failure_text
 from understudy.runtime.cell.control_actor import ControlActor
-from understudy.runtime.cell.failures import ActorFailed
+from understudy.runtime.cell.failures import ActorFailed, error_text, is_expected
 from understudy.runtime.cell.messages import Failed, PauseChanged, Quiesce, Ready, Stop, Stopped
 from understudy.runtime.cell.start import CellStart
 from understudy.runtime.target import load_app
-from understudy.runtime.telemetry.logs import LogFormat, configure_logging
+from understudy.runtime.telemetry.logs import LogFormat, configure_logging, flush_suppressed
 
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
-# New containers less freed ones; the default is 700.
+# New containers less freed ones, for each delivery that the mailbox may hold; and at least.
+GC_PER_DELIVERY = 10
 GC_THRESHOLD = 10_000
 
 _log = structlog.get_logger(__name__)
+
+
+def _log_failure(error: BaseException, **fields: str) -> None:
+    exception = None if is_expected(error) else error
+    _log.error("cell failed", error=error_text(error), exc_info=exception, **fields)
 
 
 class CellHost(ControlActor):
@@ -71,13 +77,15 @@ class CellHost(ControlActor):
         configure_logging(
             level=start.run.log_level,
             format=cast("LogFormat", start.run.log_format),
-            context={"app": start.run.app, "actor": start.spec.actor, "cell": start.spec.name},
+            context=start.run.log_context(actor=start.spec.actor, cell=start.spec.name),
+            rules=start.run.log_rules,
+            is_final=True,
         )
         try:
             # In the main thread, since modules may expect to be imported there.
             app = load_app(start.run.target)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module may raise anything
-            _log.exception("cell failed", reason="its module could not be imported")
+            _log_failure(error, reason="its module could not be imported")
             self._leave(self._failed(error))
             return
         self._beat()
@@ -89,6 +97,7 @@ class CellHost(ControlActor):
         """Say, now and again, that this thread hears the supervisor; the data thread has a heartbeat too."""
         if self._cell is not None:
             self._cell.beat_control()
+        flush_suppressed()
         # Not more often than need be: Thespian takes half a millisecond of a core for a wakeup.
         self.wakeupAfter(timedelta(seconds=self._start.spec.hang_timeout_seconds / 3))
 
@@ -111,7 +120,7 @@ class CellHost(ControlActor):
             _log.error("actor failed", reason=str(error))
             self._post(self._failed(error))
         except BaseException as error:  # noqa: BLE001 - whatever ends the cell must reach its supervisor
-            _log.exception("cell failed")
+            _log_failure(error)
             self._post(self._failed(error))
         else:
             self._post(Stopped(name=self._start.spec.name, generation=self._start.generation, reason=problem))
@@ -129,7 +138,8 @@ class CellHost(ControlActor):
         # What was imported and opened stays: to look through it again and again for cycles costs up to a
         # tenth of a quick handler's event. Of what comes and goes, a mailbox full is no reason to look.
         gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
+        assert self._cell is not None
+        gc.set_threshold(max(GC_THRESHOLD, GC_PER_DELIVERY * self._cell.capacity))
         self._post(Ready(name=self._start.spec.name, generation=self._start.generation, pid=os.getpid()))
 
     def _post(self, message: Ready | Failed | Stopped) -> None:
@@ -167,6 +177,7 @@ class CellHost(ControlActor):
 
 
 def _exit_now(status: int) -> None:
+    flush_suppressed(all_of_them=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

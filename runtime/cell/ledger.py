@@ -58,7 +58,8 @@ class Ledger:
 
     def __init__(self, buffer: mmap.mmap, slot_count: int) -> None:
         self._buffer = buffer
-        self._free = deque(LEDGER_OFFSET + SLOT_SIZE * index for index in range(slot_count))
+        self._slots = range(LEDGER_OFFSET, LEDGER_OFFSET + SLOT_SIZE * slot_count, SLOT_SIZE)
+        self._free = deque(self._slots)
 
     def hold(self, sequence: int, delivery_count: int, now: float) -> int:
         """Enter a delivery and return its slot.
@@ -103,11 +104,11 @@ class Ledger:
         self._free.append(slot)
 
     def done_sequences(self) -> list[int]:
-        """Return the stream sequences of the slots that are done and not used again yet."""
+        """Return the stream sequences of the slots that are done, or acking, and not used again yet."""
         return [
             _SLOT_FIELDS.unpack_from(self._buffer, slot)[0]
-            for slot in self._free
-            if self._buffer[slot + _STATE_BYTE] == SlotState.DONE
+            for slot in self._slots
+            if self._buffer[slot + _STATE_BYTE] == _DONE
         ]
 
     def extend(self, slot: int, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from understudy.runtime.cell.delivery import HeldDelivery
@@ -50,3 +51,10 @@ class Line:
     def fail(self, error: BaseException) -> None:
         """Say, in place of `settle`, that this must not have happened: the cell fails with it."""
         self._fail(error)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Hear that a task has ended which had to settle the line; it fails with what nobody expected."""
+        if task.cancelled():
+            self.fail(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.fail(error)

@@ -29,6 +29,7 @@ class Mailbox:
         self.settled = 0
         self._held: dict[int, HeldDelivery] = {}
         self._taken_over: set[int] = set()
+        self._lost: set[int] = set()
         self._bytes = 0
 
     def __iter__(self) -> Iterator[HeldDelivery]:
@@ -57,9 +58,14 @@ class Mailbox:
         self.add(delivery)
         self._taken_over.add(delivery.sequence)
 
+    def lose(self, delivery: HeldDelivery) -> None:
+        """Note that a held delivery is another cell's by now, and may become this one's again."""
+        delivery.is_lost = True
+        self._lost.add(delivery.sequence)
+
     def has_settled(self, sequence: int) -> bool:
-        """Return whether a delivery was taken over and is done, so that it isn't to be handled again."""
-        return sequence in self._taken_over and sequence not in self._held
+        """Return whether a delivery was taken over, or lost, and is done: it isn't to be handled again."""
+        return (sequence in self._taken_over or sequence in self._lost) and sequence not in self._held
 
     def is_taken_over(self, sequence: int) -> bool:
         """Return whether a delivery was a dead cell's."""
@@ -81,6 +87,7 @@ class Mailbox:
     def release(self, delivery: HeldDelivery) -> None:
         """Let go of a delivery that is given back to the server."""
         self._taken_over.discard(delivery.sequence)
+        self._lost.discard(delivery.sequence)
         self._remove(delivery)
         self._ledger.release(delivery.slot)
 
@@ -96,6 +103,11 @@ class Mailbox:
     def free_bytes(self) -> int:
         """Return how many more bytes it can hold."""
         return self._max_bytes - self._bytes
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes of bodies are held."""
+        return self._bytes
 
     def capacity(self) -> int:
         """Return how many messages it may hold for now."""

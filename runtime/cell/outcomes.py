@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import final
 
 import msgspec
+
+from understudy.actors.errors import CircuitOpen
+from understudy.actors.outcomes import Reject
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -57,3 +60,17 @@ SETTLED = Settled()
 BACK = Back()
 # Of all members alike, or of each in their order.
 BatchOutcome = Settled | Held | Sequence[Outcome | Back]
+
+
+def held_by(error: BaseException, failed_trial: CircuitOpen | None, breakers: Container[str]) -> Held | None:
+    """Return what a delivery waits for if its handler met an open breaker, which is no attempt.
+
+    Args:
+        error: what the handler raised.
+        failed_trial: the breaker's word if one of its calls was a trial and failed.
+        breakers: the names of those that the cell has; no trial of another would ever end the wait.
+    """
+    if isinstance(error, Reject):
+        return None
+    held = error if isinstance(error, CircuitOpen) and error.breaker in breakers else failed_trial
+    return None if held is None else Held(held.breaker, held.retry_after_seconds)

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from understudy.actors import codec
 from understudy.actors.errors import EncodeError, PublishError
 from understudy.actors.event import subject_of
 from understudy.runtime.cell.delivery import HeldDelivery
-from understudy.runtime.jetstream.envelope import event_block, type_name
+from understudy.runtime.cell.sending import Sending, Where
+from understudy.runtime.jetstream.envelope import event_block, type_name, with_headers
+from understudy.runtime.jetstream.event_id import ORIGINAL_ID
 from understudy.runtime.jetstream.puback import PubAck
 from understudy.runtime.jetstream.publish_window import PublishWindow
-from understudy.runtime.telemetry.trace import TraceContext, parse_traceparent
+from understudy.runtime.jetstream.schedules import Timers
+from understudy.runtime.telemetry.trace import TraceContext, begin_trace
 
-# Events with the subjects that override their own.
-Collected = Sequence[tuple[object, str | None]]
+if TYPE_CHECKING:
+    from understudy.runtime.telemetry.spans import AskSpan, ProcessSpan
+
+# Events, and how they are to be published.
+Collected = Sequence[tuple[object, Where]]
 
 
 class Cause(Protocol):
@@ -32,6 +39,10 @@ class Cause(Protocol):
     def trace(self) -> TraceContext:
         """The trace to which the outputs belong."""
 
+    @property
+    def span(self) -> ProcessSpan | None:
+        """Below which they are published, if that is traced."""
+
 
 class Outputs:
     """Publishes the events of one handler run.
@@ -43,9 +54,10 @@ class Outputs:
         sent: how many were confirmed.
     """
 
-    __slots__ = ("_cause", "_counts", "_prefix", "_source", "_window", "sent")
+    __slots__ = ("_cause", "_counts", "_prefix", "_source", "_timers", "_window", "sent")
 
-    def __init__(self, window: PublishWindow, cause: Cause, prefix: str, source: str) -> None:
+    def __init__(self, window: PublishWindow, cause: Cause, prefix: str, source: str, timers: Timers) -> None:
+        self._timers = timers
         self._window = window
         self._cause = cause
         self._prefix = prefix
@@ -53,21 +65,25 @@ class Outputs:
         self._counts: dict[str, int] = {}
         self.sent = 0
 
-    async def send(self, event: object, subject: str | None = None) -> None:
+    @property
+    def span(self) -> ProcessSpan | None:
+        """Below which they are published, if that is traced."""
+        return self._cause.span
+
+    async def send(self, event: object, where: Where = None) -> None:
         """Publish an event and return when its stream has it.
 
         Args:
             event: an Event, or what the codec takes where `subject` is given.
-            subject: overrides the event's own.
+            where: overrides the event's own subject, or says more.
 
         Raises:
             EncodeError: it can't be put on the wire.
             PublishError: it was not confirmed.
         """
-        await self._window.publish(*self._encode(event, subject))
-        self.sent += 1
+        await self._publish(self._encode(event, where))
 
-    async def send_all(self, collected: Iterable[tuple[object, str | None]], result: object) -> None:
+    async def send_all(self, collected: Iterable[tuple[object, Where]], result: object) -> None:
         """Publish what a handler has collected, then what it has returned: nothing, one event, or several.
 
         They are written in this order, and then confirmed together.
@@ -78,13 +94,12 @@ class Outputs:
         """
         messages = self.encode_all(collected, result)
         if len(messages) == 1:
-            await self._window.publish(*messages[0])
-            self.sent += 1
+            await self._publish(messages[0])
         elif messages:
             await self._publish_together(messages)
 
     def encode_all(
-        self, collected: Iterable[tuple[object, str | None]], result: object
+        self, collected: Iterable[tuple[object, Where]], result: object
     ) -> list[tuple[str, bytes, bytes]]:
         """Return subject, body and header block of what is to be published, in its order.
 
@@ -96,21 +111,45 @@ class Outputs:
             events += [(event, None) for event in result]
         elif result is not None:
             events.append((result, None))
-        return [self._encode(event, subject) for event, subject in events]
+        return [self._encode(event, where) for event, where in events]
 
-    def _encode(self, event: object, subject: str | None) -> tuple[str, bytes, bytes]:
+    def _encode(self, event: object, where: Where) -> tuple[str, bytes, bytes]:
         name = type_name(type(event))
         number = self._counts[name] = self._counts.get(name, 0) + 1
         message_id = f"{self._prefix}.{self._cause.sequence}.{name}.{number}"
-        block = event_block(type(event), message_id, self._source, traceparent=self._cause.trace.traceparent)
-        return subject or subject_of(event), codec.encode(event), block
+        trace, span = self._cause.trace, self._cause.span
+        if span is not None:
+            span.publishes(type(event))
+        block = event_block(
+            type(event), message_id, self._source, traceparent=trace.traceparent, tracestate=trace.state
+        )
+        if not isinstance(where, Sending):
+            return where or subject_of(event), codec.encode(event), block
+        subject = where.subject or subject_of(event)
+        key = where.idempotency_key
+        headers: list[tuple[str, str]] = []
+        if where.delay_seconds is not None:
+            # The server drops the message id of what it publishes when it is due.
+            key = key or message_id
+            timer = where.timer or message_id
+            subject, headers = self._timers.plan(subject, where.delay_seconds, timer, time.time())
+        if key:
+            headers.append((ORIGINAL_ID, key))
+        return subject, codec.encode(event), with_headers(block, headers)
+
+    async def _publish(self, message: tuple[str, bytes, bytes]) -> None:
+        if self._cause.span is None:
+            await self._window.publish(*message)
+        else:
+            await (await enqueue(self._window, message, self._cause.span))
+        self.sent += 1
 
     async def _publish_together(self, messages: list[tuple[str, bytes, bytes]]) -> None:
         confirmed: list[asyncio.Future[PubAck]] = []
         unsent: EncodeError | PublishError | None = None
         for message in messages:
             try:
-                confirmed.append(await self._window.enqueue(*message))
+                confirmed.append(await enqueue(self._window, message, self._cause.span))
             except (EncodeError, PublishError) as error:
                 unsent = error
                 break
@@ -123,6 +162,23 @@ class Outputs:
                 raise problem
 
 
+async def enqueue(
+    window: PublishWindow, message: tuple[str, bytes, bytes], span: ProcessSpan | AskSpan | None
+) -> asyncio.Future[PubAck]:
+    """Publish a message as the window's `enqueue` does, within a span of its own if its cause has one."""
+    if span is None:
+        return await window.enqueue(*message)
+    subject, body, block = message
+    publishing, block = span.publishing(subject, block)
+    try:
+        confirmed = await window.enqueue(subject, body, block)
+    except BaseException as error:
+        publishing.end(error)
+        raise
+    confirmed.add_done_callback(publishing.answered)
+    return confirmed
+
+
 class BatchOutputs:
     """Publishes the events of one run of a batch handler: for single members, and for all of them.
 
@@ -130,20 +186,26 @@ class BatchOutputs:
         window: publishes.
         members: the batch's, in stream order.
         make: returns the outputs of a cause.
+        span: the batch's, if it is traced.
     """
 
-    __slots__ = ("_make", "_members", "_outputs", "_window")
+    __slots__ = ("_make", "_members", "_outputs", "_window", "span")
 
     def __init__(
-        self, window: PublishWindow, members: Sequence[HeldDelivery], make: Callable[[Cause], Outputs]
+        self,
+        window: PublishWindow,
+        members: Sequence[HeldDelivery],
+        make: Callable[[Cause], Outputs],
+        span: ProcessSpan | None = None,
     ) -> None:
+        self.span = span
         self._window = window
         self._members = members
         self._make = make
         # By index; None stands for all of them.
         self._outputs: dict[int | None, Outputs] = {}
 
-    async def send(self, index: int | None, event: object, subject: str | None) -> None:
+    async def send(self, index: int | None, event: object, subject: Where) -> None:
         """Publish an event at once, for a member or for all.
 
         Raises:
@@ -168,7 +230,7 @@ class BatchOutputs:
                     collected.get(index, ()), result if index is None else None
                 )
                 for message in messages:
-                    confirmed.append(await self._window.enqueue(*message))
+                    confirmed.append(await enqueue(self._window, message, self._of(index).span))
                     owners.append(index)
             except asyncio.CancelledError:
                 raise
@@ -195,7 +257,7 @@ class BatchOutputs:
     def _of(self, index: int | None) -> Outputs:
         outputs = self._outputs.get(index)
         if outputs is None:
-            cause = _WholeBatch(self._members) if index is None else self._members[index]
+            cause = _WholeBatch(self._members, self.span) if index is None else self._members[index]
             outputs = self._outputs[index] = self._make(cause)
         return outputs
 
@@ -203,10 +265,11 @@ class BatchOutputs:
 class _WholeBatch:
     """All deliveries of a batch as one cause; no other batch has its name, whatever they have in common."""
 
-    __slots__ = ("_members", "sequence")
+    __slots__ = ("_members", "sequence", "span")
 
-    def __init__(self, members: Sequence[HeldDelivery]) -> None:
+    def __init__(self, members: Sequence[HeldDelivery], span: ProcessSpan | None) -> None:
         self._members = members
+        self.span = span
         sequences = [member.sequence for member in members]
         packed = struct.pack(f"<{len(sequences)}Q", *sequences)
         digest = hashlib.blake2b(packed, digest_size=8).hexdigest()
@@ -214,7 +277,9 @@ class _WholeBatch:
 
     @property
     def trace(self) -> TraceContext:
-        """That of the only member, or one that begins here."""
+        """That of its span, of the only member, or one that begins here."""
+        if self.span is not None:
+            return self.span.trace
         if len(self._members) == 1:
             return self._members[0].trace
-        return parse_traceparent(None, cause=f"{self._members[0].stream} {self.sequence}")
+        return begin_trace(self._members[0].stream, self.sequence)

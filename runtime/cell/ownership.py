@@ -94,6 +94,9 @@ class SoleOwner:
     async def lost(self, *, give_back: bool) -> None:
         """Drop what isn't being handled, since it isn't ours any more.
 
+        Nor is what is being handled, if another has it: should it fail, it isn't tried again here. That one
+        may have settled it long ago, and then no state remembers that it was applied.
+
         Args:
             give_back: whether nobody else has given it back.
         """
@@ -101,11 +104,15 @@ class SoleOwner:
             self._file.bind(msgspec.structs.replace(self._file.identity, pin_id=""))
             _log.warning("no longer the owner", durable=self._durable)
         running = self._forget()
+        if not give_back:
+            for delivery in running:
+                self._mailbox.lose(delivery)
         dropped = sorted(set(self._mailbox) - running, key=lambda delivery: delivery.sequence)
         if give_back and not await self._settlement.nak_in_order([delivery.reply for delivery in dropped]):
             _log.warning("deliveries not given back", deliveries=len(dropped))
         for delivery in dropped:
             self._mailbox.release(delivery)
+        self._file.status.counts.count("given_back", len(dropped))
 
     async def give_back(self) -> None:
         """Give back all that is pending and not held, so that it pins someone.
@@ -130,6 +137,14 @@ class SoleOwner:
         Raises:
             BrokerError: the server didn't confirm it.
         """
+        missing = await self._recover_once(in_hand, fetch)
+        if missing > 0:
+            # What a connection that is gone had asked for was later in the server, and lives a little longer
+            # there: some may have been sent to nobody.
+            missing = await self._recover_once(in_hand, fetch)
+        return missing
+
+    async def _recover_once(self, in_hand: Collection[int], fetch: Callable[[int], Awaitable[None]]) -> int:
         info = await self._info()
         first, last = _unsettled(info)
         last_delivered = info["delivered"]["consumer_seq"]
@@ -156,19 +171,29 @@ class SoleOwner:
         """Return how many deliveries are pending and not here, but for those that there is no slot for."""
         # What was handled meanwhile isn't missing.
         await self._settlement.flush()
-        pending = (await self._info())["num_ack_pending"]
-        here = len({*in_hand, *(delivery.sequence for delivery in self._mailbox)})
-        return min(int(pending), 2 * self._mailbox.bound) - here
+        info = await self._info()
+        last: int = info["delivered"]["stream_seq"]
+        # Here is more than is pending: what waits for the confirmation of its ack, and what a broker that was
+        # killed doesn't know to have delivered. Counted as pending it would hide what is missing.
+        settled = set(self._file.ledger.done_sequences())
+        held = {*in_hand, *(delivery.sequence for delivery in self._mailbox if not delivery.is_lost)}
+        here = sum(sequence <= last and sequence not in settled for sequence in held)
+        return min(int(info["num_ack_pending"]), 2 * self._mailbox.bound) - here
 
     async def _nak(self, sequences: Iterable[int], last_delivered: int, here: Container[int]) -> None:
         # Which of them are pending only the server knows; it ignores a nak of what is acked.
         lost = (
             self._reply_to(sequence, last_delivered)
             for sequence in sequences
-            if sequence not in here and self._mailbox.get(sequence) is None
+            if sequence not in here and not self._has(sequence)
         )
         if not await self._settlement.nak_in_order(lost):
             raise BrokerError("lost deliveries could not be recovered")
+
+    def _has(self, sequence: int) -> bool:
+        """Return whether a delivery is held; of one that was another's meanwhile only the server knows."""
+        held = self._mailbox.get(sequence)
+        return held is not None and not held.is_lost
 
     def _reply_to(self, sequence: int, last_delivered: int) -> bytes:
         return ack_subject(

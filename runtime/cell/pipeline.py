@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import structlog
 
 from understudy.actors.actor import Actor, ActorSpec
-from understudy.actors.errors import DecodeError
-from understudy.actors.handlers import HandlerSpec
 from understudy.runtime.breakers.breakers import Breakers
+from understudy.runtime.cell.asks import Asks, is_expired, lateness
 from understudy.runtime.cell.batch_pipeline import BatchPipeline
 from understudy.runtime.cell.calls import Calls
 from understudy.runtime.cell.cellfile import Identity
 from understudy.runtime.cell.context import CellContext
+from understudy.runtime.cell.counts import QUICK
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
-from understudy.runtime.cell.failures import ActorFailed, Broker, Failures, error_text
+from understudy.runtime.cell.failures import ActorFailed, Broker, Failures
 from understudy.runtime.cell.idempotency import Marks
-from understudy.runtime.cell.lanes import ONE_ORDER
 from understudy.runtime.cell.ledger import Ledger
 from understudy.runtime.cell.mailbox import Mailbox
+from understudy.runtime.cell.meter import QUICK_SECONDS, Meter
 from understudy.runtime.cell.outcomes import SETTLED, Again, Finishing, Outcome
 from understudy.runtime.cell.outputs import BatchOutputs, Cause, Outputs
+from understudy.runtime.cell.routing import Routing
 from understudy.runtime.cell.state import States
 from understudy.runtime.cell.state_pipeline import StatePipeline
 from understudy.runtime.cell.status import Status
-from understudy.runtime.jetstream import headers
-from understudy.runtime.jetstream.dead_letters import REPLAY_FOR
+from understudy.runtime.cell.workbench import Workbench
 from understudy.runtime.jetstream.publish_window import PublishWindow
+from understudy.runtime.jetstream.schedules import Timers
 from understudy.runtime.jetstream.settlement import Settlement
 from understudy.runtime.stores.attempts import AttemptStore
 from understudy.runtime.stores.idempotency import KvMarks
-from understudy.runtime.stores.state import WHOLE_ACTOR, name_of
 from understudy.runtime.telemetry.trace import current_trace
 
 NO_HANDLER_DELAY_SECONDS = 30.0
 # A bad deploy must not empty the backlog into the dead letters.
 MAX_CONSECUTIVE_UNDECODABLE = 100
-_REPLAY_FOR = REPLAY_FOR.encode()
-_REPLAY = b"NATS/1.0\r\n%b: " % _REPLAY_FOR
+_clock = time.monotonic
 
 
 class Pipeline:
@@ -56,6 +55,8 @@ class Pipeline:
         mailbox, ledger, status: what the cell holds and says.
         breakers: the cell's.
         states: the actor's; None if it has none.
+        timers: the actor's.
+        asks: asks and answers.
         settled: called when the mailbox has room again.
         marks_away: as of `Marks`.
         undecodable: called when too many deliveries in a row could not be read.
@@ -63,6 +64,7 @@ class Pipeline:
         stop: has the cell stop itself.
 
     Attributes:
+        prepare: finds out how a delivery is to be handled, as of `Routing`; never raises.
         handle: handles a delivery and settles it, or says why it stays; never raises.
         batches: handles what goes in batches; None if no handler takes any.
         stateful: handles what an actor with state has; None if it has none.
@@ -84,6 +86,8 @@ class Pipeline:
         status: Status,
         breakers: Breakers,
         states: States | None,
+        timers: Timers,
+        asks: Asks,
         settled: Callable[[], None],
         marks_away: Callable[[str], None],
         undecodable: Callable[[str], None],
@@ -91,10 +95,10 @@ class Pipeline:
         stop: Callable[[], None],
     ) -> None:
         self._stop = stop
-        self._spec = spec
-        self._identity = identity
         self._broker = broker
         self._window = window
+        self._timers = timers
+        self._asks = asks
         self._settlement = settlement
         self._mailbox = mailbox
         self._ledger = ledger
@@ -104,13 +108,11 @@ class Pipeline:
         self._undecodable = undecodable
         self._undecodable_in_a_row = 0
         self._double_ack = spec.options.double_ack
-        self._handled = 0
+        self._meter = Meter(status)
+        self._words = self._meter.words
+        self._quick = self._words[QUICK]
         self._id_prefix = f"{identity.durable}.{identity.stream_created}"
         self._source = f"{identity.app}/{identity.actor}"
-        self._key = spec.options.key_function()
-        # One state is changed by one event at a time.
-        self._one_order = spec.options.ordered or (spec.options.state is not None and self._key is None)
-        self._routes: dict[str, HandlerSpec | None] = {}
         self._calls = Calls(actor, spec)
         self._run = self._calls.run
         self._failures = Failures(
@@ -122,11 +124,13 @@ class Pipeline:
             attempts=attempts,
             mailbox=mailbox,
             status=status,
+            breakers=breakers,
             settled=settled,
-            handled=lambda: status.counted("handled") + self._handled,
+            handled=lambda: self._meter.handled,
             actor_failed=actor_failed,
+            asks=asks,
         )
-        self._log = structlog.get_logger("understudy.actor")
+        self._log = structlog.get_logger("understudy.actor").bind()
         self._warned_subjects: set[str] = set()
         self._marks: Marks | None = None
         if spec.options.idempotency is not None:
@@ -142,87 +146,54 @@ class Pipeline:
                 skip=self._let_go_duplicate,
                 away_changed=marks_away,
             )
-        self.handle = self._handle if self._marks is None else self._handle_once
+        self.handle: Callable[[HeldDelivery, Deadline], Awaitable[Outcome | Finishing]] = (
+            self._handle if self._marks is None else self._handle_once
+        )
         self._settles_later = self._double_ack or self._marks is not None
-        self._decodes_first = self._key is not None or (self._marks is not None and self._marks.needs_event)
+        self._routing = Routing(spec, identity.durable, self._marks, has_state=states is not None)
+        self._decode = self._routing.decode
+        self.prepare: Callable[[HeldDelivery], None] = self._routing.prepare
+        bench = Workbench(
+            broker=broker,
+            window=window,
+            settlement=settlement,
+            mailbox=mailbox,
+            ledger=ledger,
+            status=status,
+            meter=self._meter,
+            calls=self._calls,
+            failures=self._failures,
+            breakers=breakers,
+            marks=self._marks,
+            acknowledge=self._acknowledge if self._double_ack else None,
+            settled=settled,
+            stop=stop,
+        )
         self.batches: BatchPipeline | None = None
         if any(handler.batch is not None for handler in spec.handlers):
             self.batches = BatchPipeline(
-                calls=self._calls,
-                failures=self._failures,
-                outputs=lambda members: BatchOutputs(window, members, self._outputs),
-                settlement=settlement,
-                acknowledge=self._acknowledge if self._double_ack else None,
-                marks=self._marks,
-                mailbox=mailbox,
-                ledger=ledger,
-                status=status,
-                breakers=breakers,
-                settled=settled,
+                bench,
+                outputs=lambda members, span: BatchOutputs(window, members, self._outputs, span),
                 decode=self._decode,
                 readable=self._readable,
-                stop=stop,
             )
-
         self.stateful: StatePipeline | None = None
         if states is not None:
             self.stateful = StatePipeline(
-                calls=self._calls,
-                failures=self._failures,
-                outputs=self._outputs,
+                bench,
+                is_ready=self._is_ready,
                 open_=self._open,
-                acknowledge=self._acknowledge if self._double_ack else None,
-                handled=self._count_handled,
-                broker=broker,
-                window=window,
-                settlement=settlement,
-                mailbox=mailbox,
-                ledger=ledger,
-                status=status,
-                breakers=breakers,
+                expire=self._expire,
+                outputs=self._outputs,
                 states=states,
-                settled=settled,
-                stop=stop,
+                timers=timers,
+                asks=asks,
             )
 
-    def prepare(self, delivery: HeldDelivery) -> None:
-        """Find the delivery's handler and, where the actor has such, its key and its mark; never raises.
-
-        What goes into a batch is decoded here: it has to be readable. A dead letter that is replayed for
-        another actor gets neither.
-        """
-        block = delivery.header_block
-        if block and block.startswith(_REPLAY) and self._is_for_another(delivery):
-            return
-        try:
-            handler = delivery.handler = self._routes[delivery.subject]
-        except KeyError:
-            handler = delivery.handler = self._route(delivery.subject)
-        if self._one_order:
-            delivery.key = ONE_ORDER
-        if self.stateful is not None and handler is not None and handler.wants_context and self._key is None:
-            delivery.state_name = WHOLE_ACTOR
-        if handler is None:
-            return
-        if self._decodes_first or handler.batch is not None:
-            self._decode(delivery, handler)
-            if self._key is not None and delivery.decode_error is None:
-                self._find_key(delivery, handler, self._key)
-        if self._marks is not None:
-            self._marks.prepare(delivery)
-
-    def _find_key(self, delivery: HeldDelivery, handler: HandlerSpec, find: Callable[[Any], object]) -> None:
-        try:
-            key = find(delivery.event)
-            hash(key)
-            # None stands for no key, so that a key of None is wrapped.
-            delivery.key = (key,)
-            if self.stateful is not None and handler.wants_context:
-                delivery.state_name = name_of(key)
-        except DecodeError as error:
-            delivery.decode_error = error
-        except Exception as error:  # noqa: BLE001, a user's key function may raise anything
-            delivery.decode_error = DecodeError(f"the key can't be computed: {error_text(error)}")
+    @property
+    def unconfirmed(self) -> int:
+        """How many published messages are not confirmed yet."""
+        return len(self._window)
 
     async def _handle(self, delivery: HeldDelivery, deadline: Deadline) -> Outcome | Finishing:
         """Handle a delivery and settle it, or say why it stays."""
@@ -235,18 +206,33 @@ class Pipeline:
         outputs = context = None
         if handler.wants_context:
             outputs = self._outputs(delivery)
-            context = CellContext(delivery, self._breakers, self._log, outputs.send, self._stop)
+            context = CellContext(
+                delivery,
+                self._breakers,
+                self._log,
+                outputs.send,
+                self._stop,
+                self._timers.cancel,
+                self._asks.ask,
+            )
         self._ledger.handling(delivery.slot)
+        began = _clock()
         try:
             result = await self._run(handler, delivery.event, context, deadline)
+            answer = None
+            if handler.reply is not None:
+                answer, result = self._asks.answer(delivery, handler.reply, result), None
             if result is not None or context is not None:
                 outputs = outputs or self._outputs(delivery)
                 await outputs.send_all(() if context is None else context.collected, result)
+            if answer is not None:
+                await self._asks.send(delivery, answer)
         except asyncio.CancelledError:
             # Ours alone: every other one has been made an error.
             raise
         # A handler may raise anything, and that is what retries are for; one that exits is no better.
         except BaseException as failure:  # noqa: BLE001
+            self._meter.ran(_clock() - began)
             self._ledger.held(delivery.slot)
             failed_trial = None if context is None else context.failed_trial
             outcome = await self._failures.failed(delivery, handler, failure, failed_trial)
@@ -255,19 +241,42 @@ class Pipeline:
         finally:
             if outputs is not None and outputs.sent:
                 self._status.count("published", outputs.sent)
+        seconds = _clock() - began
         if self._settles_later:
+            self._meter.ran(seconds)
             return await self._settle_later(delivery)
-        self._handled += 1
+        # Before it leaves the ledger: a death in between has it handled and counted again.
+        if seconds <= QUICK_SECONDS:
+            # To read it there takes as long as to write it.
+            self._quick = quick = self._quick + 1
+            self._words[QUICK] = quick
+            meter = self._meter
+            meter.quick_seconds += seconds
+            meter.last = delivery
+        else:
+            self._meter.ran_and_handled(delivery, seconds)
         self._mailbox.done(delivery)
         # Last, since it may say at once that there is room again.
         self._settlement.ack(delivery.reply)
         return SETTLED
+
+    def _is_ready(self, delivery: HeldDelivery) -> bool:
+        """Return whether a delivery can be handled as it is: it is decoded, and nothing is known of it."""
+        if delivery.event is None or delivery.decode_error is not None:
+            return False
+        self._undecodable_in_a_row = 0
+        if delivery.handler is not None and delivery.handler.reply is not None:
+            return False
+        return delivery.delivery_count <= 1 and delivery.attempts is None
 
     async def _open(self, delivery: HeldDelivery) -> Outcome | None:
         """Settle a delivery that has no handler to run, or say why it stays; None if it is to be run."""
         handler = delivery.handler
         if handler is None:
             return await self._no_handler(delivery)
+        # What a state has already goes out again first.
+        if handler.reply is not None and self.stateful is None and is_expired(delivery):
+            return await self._expire(delivery)
         if delivery.delivery_count > 1 or delivery.attempts is not None:
             outcome = await self._failures.look_back(delivery)
             if outcome is not None:
@@ -307,10 +316,7 @@ class Pipeline:
 
     def report(self) -> None:
         """Count what was handled since the last time."""
-        if self._handled:
-            self._status.count("handled", self._handled)
-            self._status.count("acked", self._handled)
-            self._handled = 0
+        self._meter.report()
 
     def close(self) -> None:
         """Let go of the threads; one that still runs is left to the end of the process."""
@@ -324,11 +330,6 @@ class Pipeline:
         while not await self._settlement.ack_confirmed(delivery.reply) and self._broker.is_connected:
             self._log.warning("ack not confirmed", sequence=delivery.sequence)
 
-    def _is_for_another(self, delivery: HeldDelivery) -> bool:
-        """Return whether this is a dead letter's replay, and another actor's."""
-        durable = headers.find(delivery.header_block, _REPLAY_FOR)
-        return durable is not None and durable != self._identity.durable
-
     async def _skip(self, delivery: HeldDelivery) -> Outcome:
         """Settle what isn't ours to handle."""
         if self._double_ack:
@@ -337,12 +338,28 @@ class Pipeline:
         self._let_go(delivery)
         return SETTLED
 
+    async def _expire(self, delivery: HeldDelivery) -> Outcome:
+        """Settle what somebody has asked for who waits no longer."""
+        if self._double_ack:
+            await self._acknowledge(delivery)
+        self._status.counts.count("expired")
+        self._log.info(
+            "request expired", **lateness(delivery), subject=delivery.subject, sequence=delivery.sequence
+        )
+        if delivery.span is not None:
+            delivery.span.note("expired")
+        self._let_go(delivery)
+        return SETTLED
+
     def _let_go_handled(self, delivery: HeldDelivery) -> None:
-        self._handled += 1
+        self._meter.handled_together((delivery,))
         self._let_go(delivery)
 
-    def _let_go_duplicate(self, delivery: HeldDelivery) -> None:
+    async def _let_go_duplicate(self, delivery: HeldDelivery) -> None:
+        await self._asks.refuse(delivery, "repeated", "an event of its idempotency key was handled before")
         self._status.count("duplicates")
+        if delivery.span is not None:
+            delivery.span.note("duplicate")
         self._let_go(delivery)
 
     def _let_go(self, delivery: HeldDelivery) -> None:
@@ -354,31 +371,14 @@ class Pipeline:
         else:
             self._settlement.ack(delivery.reply)
 
-    def _count_handled(self, count: int) -> None:
-        self._handled += count
-
     def _outputs(self, cause: Cause) -> Outputs:
-        return Outputs(self._window, cause, self._id_prefix, self._source)
-
-    def _route(self, subject: str) -> HandlerSpec | None:
-        handler = self._spec.route(subject)
-        # Subjects may be made from data; only so many are remembered.
-        if len(self._routes) >= 1024:
-            self._routes.clear()
-        self._routes[subject] = handler
-        return handler
+        return Outputs(self._window, cause, self._id_prefix, self._source, self._timers)
 
     def _readable(self) -> None:
         self._undecodable_in_a_row = 0
 
-    def _decode(self, delivery: HeldDelivery, handler: HandlerSpec) -> None:
-        try:
-            delivery.event = handler.decode(delivery.body, delivery.content_type, delivery.subject)
-        except DecodeError as error:
-            delivery.decode_error = error
-
     async def _no_handler(self, delivery: HeldDelivery) -> Outcome:
-        if self._is_for_another(delivery):
+        if self._routing.is_for_another(delivery):
             return await self._skip(delivery)
         # Another version of the app may have one, so it isn't counted.
         if delivery.subject not in self._warned_subjects and len(self._warned_subjects) < 1024:
@@ -386,7 +386,7 @@ class Pipeline:
             self._log.warning(
                 "no handler for this subject", subject=delivery.subject, sequence=delivery.sequence
             )
-        return await self._failures.give_back(delivery, NO_HANDLER_DELAY_SECONDS)
+        return await self._failures.give_back(delivery, NO_HANDLER_DELAY_SECONDS, "given_back")
 
     async def _unreadable(self, delivery: HeldDelivery, error: str) -> Outcome:
         self._undecodable_in_a_row += 1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from understudy.config.connection import ConnectionSpec
+from understudy.config.log_rules import LogRules
 from understudy.runtime.specs import CellSpec
+from understudy.runtime.telemetry.node import node_name
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +26,9 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         connection: how to reach the broker.
         log_level, log_format: what every process logs, and how (`console` or `json`).
         shutdown_timeout_seconds: how long a drain may take.
+        log_rules: what is left out of entries.
+        trace_relation: whether a handler run's span is below its publisher's (`parent`) or only linked to it
+            (`link`).
     """
 
     app: str
@@ -35,6 +41,16 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     log_format: str
     shutdown_timeout_seconds: float
+    log_rules: LogRules = LogRules()
+    trace_relation: Literal["parent", "link"] = "parent"
+
+    def log_context(self, **names: str) -> dict[str, str]:
+        """Return what every log entry of one of its processes names.
+
+        Args:
+            names: what the process is.
+        """
+        return {"app": self.app, "node": node_name(self.launcher_pid), **names}
 
 
 class CellStart(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,8 +21,9 @@ from understudy.runtime.stores.state import Ack, Conflict, StateStore, revision_
 
 CACHE_ENTRIES = 16_384
 CACHE_BYTES = 32 * 1024 * 1024
-# Of the stored form, whatever version the value has.
-FORMAT = 1
+# Of the stored form, whatever version the value has. A record of another one is left alone, and its events
+# wait: raise it with each change of `_Record`.
+FORMAT = 2
 # What is stored beside value, outputs and sequences: headers, lengths, creation time.
 _OVERHEAD_BYTES = 512
 # Of the parts of a message and of the message.
@@ -42,6 +43,7 @@ class _Record(msgspec.Struct, array_like=True, frozen=True):
         stream_created: of which stream the sequences are.
         applied: the sequences that the value holds, as far as they may come again.
         unsent: by sequence, what its handler published and nobody is known to have.
+        unmarked: by sequence, the name of the mark that an idempotent actor has to make.
         value: the fields.
     """
 
@@ -50,11 +52,49 @@ class _Record(msgspec.Struct, array_like=True, frozen=True):
     stream_created: str
     applied: list[Stored]
     unsent: list[tuple[int, list[Message]]]
+    unmarked: list[tuple[int, str]]
     value: msgspec.Raw
 
 
+class _Form(msgspec.Struct, array_like=True, frozen=True):
+    """What records of all forms begin with."""
+
+    format: int
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Record).decode
+_decode_form = msgspec.msgpack.Decoder(_Form).decode
+_decode_record = msgspec.msgpack.Decoder(_Record).decode
+
+
+def _decode(body: bytes) -> _Record:
+    """Return what is stored.
+
+    Raises:
+        StateError: another version has stored it, or something else.
+    """
+    try:
+        form = _decode_form(body).format
+        if form == FORMAT:
+            return _decode_record(body)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"it is nothing that understudy stores ({error})") from error
+    raise StateError(
+        f"it is stored in form {form} and this version of understudy reads form {FORMAT}; run the version "
+        f"that stored it"
+    )
+
+
+def stored_value(body: bytes) -> bytes:
+    """Return the value of what is stored, as its class's version has encoded it.
+
+    Raises:
+        StateError: it is nothing that this version stores.
+    """
+    try:
+        return bytes(_decode(body).value)
+    except StateError as error:
+        raise StateError(f"what is stored can't be read: {error}") from error
 
 
 class HeldState:
@@ -63,16 +103,19 @@ class HeldState:
     Attributes:
         name: its key's.
         revision: of what was read or stored last.
+        read_at: when it was read, by the event loop's clock.
         value: what the next handler is given.
         applied: the sequences that it holds.
         unsent: by sequence, what its handler published and isn't confirmed.
+        unmarked: by sequence, the name of its mark that isn't made.
         changes_seen: how far its sequences were looked through for those that are safe.
         size: bytes of the stored form, about.
     """
 
     __slots__ = (
         *("_codec", "_data", "_version"),
-        *("applied", "changes_seen", "generation", "name", "revision", "unsent", "value"),
+        *("applied", "changes_seen", "generation", "name", "read_at"),
+        *("revision", "unmarked", "unsent", "value"),
     )
 
     def __init__(self, name: str, codec: StateCodec, revision: int, generation: int) -> None:
@@ -80,8 +123,10 @@ class HeldState:
         self.revision = revision
         self.generation = generation
         self.changes_seen = -1
+        self.read_at = 0.0
         self.applied = Applied()
         self.unsent: dict[int, Sequence[Message]] = {}
+        self.unmarked: dict[int, str] = {}
         self._codec = codec
         self._data, self.value = codec.encode(codec.type())
         self._version = codec.version
@@ -95,13 +140,14 @@ class HeldState:
         self.value = self._codec.decode(data, version)
         self._data, self._version = data, version
 
-    def apply(self, sequence: int, messages: Sequence[Message], max_payload: int) -> None:
+    def apply(self, sequence: int, messages: Sequence[Message], max_payload: int, *, mark: str = "") -> None:
         """Take what a handler has made of the value.
 
         Args:
             sequence: of its delivery.
             messages: what it has published.
             max_payload: how many bytes the server takes.
+            mark: the name of its mark, empty if it has none.
 
         Raises:
             StateError: it can't be stored, or not together with that.
@@ -110,6 +156,8 @@ class HeldState:
         size = len(data) + _OVERHEAD_BYTES
         if messages or self.unsent:
             size += _size_of(messages) + self._unsent_bytes()
+        if self.unmarked:
+            size += sum(len(name) + _LENGTHS for name in self.unmarked.values())
         # Counting them is only worth while where they might be too many.
         applied = self.applied
         if size + applied.most_bytes > max_payload:
@@ -124,6 +172,8 @@ class HeldState:
         self.applied.add(sequence)
         if messages:
             self.unsent[sequence] = messages
+        if mark:
+            self.unmarked[sequence] = mark
 
     def undo(self) -> None:
         """Drop what a handler has changed in the value since the last `apply`."""
@@ -152,6 +202,7 @@ class HeldState:
                 [(sequence, list(messages)) for sequence, messages in self.unsent.items()]
                 if self.unsent
                 else [],
+                list(self.unmarked.items()) if self.unmarked else [],
                 msgspec.Raw(self._data),
             )
         )
@@ -203,16 +254,26 @@ class States:
             BrokerError: it can't be read now.
             StateError: it can't be read by this code.
         """
-        state = self._cache.pop(name, None)
+        state = self.cached(name)
         if state is not None:
-            self._bytes -= state.size
-            state.applied.begin(self.epochs.now)
-        else:
-            generation = self._generation
-            stored = await self._store.load(name, from_leader=name in self._conflicts)
-            state = HeldState(name, self._codec, stored.revision, generation)
-            if stored.body is not None:
-                self._read(state, stored.body)
+            return state
+        generation = self._generation
+        stored = await self._store.load(name, from_leader=name in self._conflicts)
+        state = HeldState(name, self._codec, stored.revision, generation)
+        if stored.body is not None:
+            self._read(state, stored.body)
+        state.read_at = asyncio.get_running_loop().time()
+        state.changes_seen = self.epochs.changes
+        self._drop(state)
+        return state
+
+    def cached(self, name: str) -> HeldState | None:
+        """Return a state as `take` does, if it is here."""
+        state = self._cache.pop(name, None)
+        if state is None:
+            return None
+        self._bytes -= state.size
+        state.applied.begin(self.epochs.now)
         if state.changes_seen != self.epochs.changes:
             state.changes_seen = self.epochs.changes
             self._drop(state)
@@ -236,13 +297,13 @@ class States:
         self._cache.clear()
         self._bytes = 0
 
-    async def commit(self, state: HeldState) -> asyncio.Future[Ack]:
+    def commit(self, state: HeldState) -> asyncio.Future[Ack]:
         """Have a state stored; returns what is for `committed`, when it is done.
 
         Raises:
             BrokerError: it can't be written, and is to be dropped.
         """
-        return await self._store.commit(state.name, state.revision, state.encode(self._stream_created))
+        return self._store.commit(state.name, state.revision, state.encode(self._stream_created))
 
     def committed(self, state: HeldState, answer: asyncio.Future[Ack]) -> None:
         """Hear how a commit ended.
@@ -266,6 +327,9 @@ class States:
         if state.unsent:
             floor = self.epochs.floor
             state.unsent = {one: some for one, some in state.unsent.items() if one > floor}
+        if state.unmarked:
+            floor = self.epochs.floor
+            state.unmarked = {one: name for one, name in state.unmarked.items() if one > floor}
 
     def _is_over(self, state: HeldState, block: Block) -> bool:
         # What was published may have been refused, and the delivery given back.
@@ -279,13 +343,16 @@ class States:
     def _read(self, state: HeldState, body: bytes) -> None:
         try:
             record = _decode(body)
-            if record.format != FORMAT:
-                raise StateError(f"its form is {record.format}, this version reads {FORMAT}")
             state.read(bytes(record.value), record.version)
             if record.stream_created == self._stream_created:
                 state.applied = Applied(record.applied)
                 state.unsent = {
                     sequence: messages for sequence, messages in record.unsent if sequence in state.applied
                 }
-        except (StateError, msgspec.MsgspecError, ValueError) as error:
-            raise StateError(f"the state of {state.name!r} can't be read: {error}") from error
+                state.unmarked = dict(record.unmarked)
+        except (StateError, ValueError) as error:
+            bucket, key = self._store.place_of(state.name)
+            raise StateError(
+                f"the state of {state.name!r} can't be read: {error}. Its events wait; to have the key begin "
+                f"anew, delete it: nats kv del {bucket} {key}"
+            ) from error

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from understudy.runtime.cell.counts import Counts
+
 MAGIC = b"USTDYCEL"
 PAGE = 4096
 STATUS_OFFSET = PAGE
@@ -54,11 +56,15 @@ class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
         name: its name.
         state: `closed`, `open` or `half-open`.
         since: when it was last closed, in seconds of CLOCK_BOOTTIME; 0 if it is.
+        of_app: whether the app declares it, so that all cells share it; else it is their actor's.
+        holds_up: whether something in the cell waits for it.
     """
 
     name: str
     state: str
     since: float = 0.0
+    of_app: bool = False
+    holds_up: bool = False
 
 
 class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +82,9 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
         pause: how far a pause by the operator has come: `none`, `pausing` (what was begun goes on, and what
             was asked for may arrive), `paused`.
         held, capacity: deliveries in the mailbox and its bound.
+        held_bytes: of their bodies.
+        credit: what the server may still send without being asked again.
+        publish_window: publishes that no stream has confirmed yet.
         counters: totals of this generation.
         breakers: those that the cell has; if they are too many, those that are closed may be missing.
     """
@@ -91,6 +100,9 @@ class CellStatus(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int
     counters: dict[str, int]
     breakers: tuple[BreakerStatus, ...] = ()
+    held_bytes: int = 0
+    credit: int = 0
+    publish_window: int = 0
 
 
 _GAUGES = ("pid", "state", "connected", "held", "capacity")
@@ -118,9 +130,23 @@ _LATER_COUNTERS = (
     "breaker_closings",
 )
 COUNTERS = (*_FIRST_COUNTERS, *_LATER_COUNTERS)
+_LATER_GAUGES = ("held_bytes", "credit", "publish_window")
+# Those that are counted over all generations too, by their names there.
+_OF_ALL_GENERATIONS = {
+    "redelivered": "redelivered",
+    "failed": "failed",
+    "taken_over": "taken_over",
+    "skipped": "skipped",
+    "duplicates": "duplicate",
+    "committed": "committed",
+    "conflicts": "conflicts",
+}
 # The heartbeat is the first word; gauges and counters follow in order. New ones are only ever appended.
 _INDEX = {
-    name: index for index, name in enumerate((*_GAUGES, *_FIRST_COUNTERS, "pause", *_LATER_COUNTERS), start=1)
+    name: index
+    for index, name in enumerate(
+        (*_GAUGES, *_FIRST_COUNTERS, "pause", *_LATER_COUNTERS, *_LATER_GAUGES), start=1
+    )
 }
 # In the last word of the page, whatever else is appended.
 _CONTROL_HEARTBEAT_OFFSET = _REASON_OFFSET - 8
@@ -138,9 +164,13 @@ class Status:
     """The writable status area: plain memory stores, no system call.
 
     All but the control heartbeat is written by the cell's data thread alone.
+
+    Attributes:
+        counts: what the cell has counted over all its generations.
     """
 
-    def __init__(self, buffer: mmap.mmap) -> None:
+    def __init__(self, buffer: mmap.mmap, counts: Counts) -> None:
+        self.counts = counts
         words = memoryview(buffer)[STATUS_OFFSET:_REASON_OFFSET]
         self._words = words.cast("Q")
         self._heartbeat = words[:8].cast("d")
@@ -171,12 +201,14 @@ class Status:
             by: how many, at least 0.
         """
         self._words[_INDEX[counter]] += by
+        if counter in _OF_ALL_GENERATIONS:
+            self.counts.count(_OF_ALL_GENERATIONS[counter], by)
 
     def gauge(self, name: str, value: int) -> None:
         """Set a gauge.
 
         Args:
-            name: `pid`, `connected`, `held`, `capacity` or `pause`.
+            name: `pid`, `connected`, `held`, `capacity`, `pause`, `held_bytes`, `credit` or `publish_window`.
             value: at least 0.
         """
         self._words[_INDEX[name]] = value
@@ -192,15 +224,21 @@ class Status:
         """Say what each breaker does."""
         # What doesn't fit is left out, what is closed first.
         shown = sorted(breakers, key=lambda breaker: breaker.state == "closed")
-        text = msgspec.json.encode(shown)
+        text = _encode_breakers(shown)
         while len(text) > _BREAKERS_LENGTH - 2:
             shown.pop()
-            text = msgspec.json.encode(shown)
+            text = _encode_breakers(shown)
         start = _BREAKERS_OFFSET
         # Without a length meanwhile: who reads half of it would find none.
         self._buffer[start : start + 2] = b"\0\0"
         self._buffer[start + 2 : start + 2 + len(text)] = text
         self._buffer[start : start + 2] = struct.pack("<H", len(text))
+
+
+def _encode_breakers(breakers: Sequence[BreakerStatus]) -> bytes:
+    # Without what is the default: there is not much room.
+    said = (msgspec.structs.asdict(one).items() for one in breakers)
+    return msgspec.json.encode([{name: value for name, value in one if value} for one in said])
 
 
 def read_heartbeat(data: bytes) -> float:
@@ -241,6 +279,9 @@ def read_status(path: Path) -> CellStatus | None:
         capacity=words[_INDEX["capacity"]],
         counters={name: words[_INDEX[name]] for name in COUNTERS},
         breakers=_read_breakers(data),
+        held_bytes=words[_INDEX["held_bytes"]],
+        credit=words[_INDEX["credit"]],
+        publish_window=words[_INDEX["publish_window"]],
     )
 
 

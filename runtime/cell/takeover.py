@@ -2,7 +2,8 @@
 
 What is `done` is acked again, in case the ack died in a socket buffer. The rest is extended at once, entered
 into the new ledger, read back from the stream by sequence, and handled in stream order. What a cell was
-handling when it died of itself is suspect: counted, handled alone, and dead-lettered after `max_crashes`.
+handling when it died of itself is suspect: counted, handled alone, and dead-lettered after `max_crashes`. It
+is a suspect to every later replacement too: another of them may have killed the one before.
 """
 
 from __future__ import annotations
@@ -21,26 +22,29 @@ from understudy.runtime.cell.ledger import Entry, Ledger, SlotState
 from understudy.runtime.cell.mailbox import Mailbox
 from understudy.runtime.cell.status import Status, boottime
 from understudy.runtime.jetstream.connection import Connection, confirm
-from understudy.runtime.jetstream.direct import IN_FLIGHT_BYTES, read_messages
+from understudy.runtime.jetstream.direct import IN_FLIGHT_BYTES, read_message, read_messages
 from understudy.runtime.jetstream.settlement import Settlement, ack_subject
 from understudy.runtime.stores.attempts import Attempts, AttemptStore
 
 _log = structlog.get_logger("understudy.takeover")
+# Of what was being handled, so many sequences are told.
+MAX_NAMED = 20
 
 
 class TakenOver(msgspec.Struct, frozen=True):
     """What a takeover brought.
 
     Args:
-        suspects: what was being handled when the cell died, in stream order; crashes are counted.
-        held: the rest, in stream order.
+        held: what is to be handled, in stream order.
+        suspects: what of it was being handled when the cell died, or when an earlier one did; their crashes
+            are counted.
         pin_id: under which a sole owner goes on, empty if it isn't the owner.
         candidate_died_at: when a cell died that might have become the owner, in seconds of CLOCK_BOOTTIME; 0
             if none did.
     """
 
-    suspects: list[HeldDelivery]
     held: list[HeldDelivery]
+    suspects: frozenset[HeldDelivery] = frozenset()
     pin_id: str = ""
     candidate_died_at: float = 0.0
 
@@ -111,22 +115,21 @@ class Takeover:
         for file in files:
             file.discard()
         crashes = await self._count_crashes(handling.intersection(claimed), reason)
-        suspects: list[HeldDelivery] = []
-        held: list[HeldDelivery] = []
-        read = await self._read_back([claimed[sequence] for sequence in sorted(claimed)]) if claimed else []
-        for delivery in read:
-            delivery.attempts = crashes.get(delivery.sequence)
-            (held if delivery.attempts is None else suspects).append(delivery)
-        known = await self._attempts.read_all([delivery.sequence for delivery in held])
-        for delivery, attempts in zip(held, known, strict=True):
-            delivery.attempts = attempts
-        if suspects or held:
-            _log.info("took over", suspects=len(suspects), held=len(held), reason=reason)
-        self._status.count("taken_over", len(suspects) + len(held))
+        held = await self._read_back([claimed[sequence] for sequence in sorted(claimed)]) if claimed else []
+        others = [delivery.sequence for delivery in held if delivery.sequence not in crashes]
+        recorded = crashes | dict(zip(others, await self._attempts.read_all(others), strict=True))
+        for delivery in held:
+            delivery.attempts = recorded[delivery.sequence]
+        suspects = [delivery for delivery in held if recorded[delivery.sequence].crashes > 0]
+        if held:
+            # What may have killed its process can be looked up.
+            named = [delivery.sequence for delivery in suspects[:MAX_NAMED]]
+            _log.info("took over", suspects=named, held=len(held) - len(suspects), reason=reason)
+        self._status.count("taken_over", len(held))
         is_owner = any(self._is_owner(file) for file in files)
         return TakenOver(
-            suspects,
             held,
+            frozenset(suspects),
             pin_id=self._pinned if is_owner and self._pinned else "",
             candidate_died_at=max((file.died_at for file in files if not file.identity.pin_id), default=0.0),
         )
@@ -151,6 +154,7 @@ class Takeover:
                 claimed[entry.sequence] = await self._claim_entry(entry)
             else:
                 too_many.append(entry.sequence)
+        self._status.counts.count("given_back", len(too_many))
         # What a former owner held is left to the present one, who has it come again, or to the next one.
         await self._count_crashes(handling.intersection(left + too_many), reason)
         # More than one dead cell's worth goes back to the server at once.
@@ -227,9 +231,15 @@ class Takeover:
         async with aclosing(stored_messages):
             for index, delivery in enumerate(deliveries):
                 stored = await anext(stored_messages)
+                if stored is None and self._allow_direct:
+                    # Any replica may have answered, also one that doesn't have it yet (ADR-31).
+                    stored = await read_message(
+                        self._client, self._identity.stream, delivery.sequence, allow_direct=False
+                    )
                 if stored is None:
                     # Deleted or expired meanwhile: there is nothing left to handle.
                     _log.warning("held message is no longer in the stream", sequence=delivery.sequence)
+                    self._status.counts.count("expired")
                     self._mailbox.done(delivery)
                     self._settlement.ack(delivery.reply)
                 elif read and len(stored.body) > self._mailbox.free_bytes():
@@ -247,6 +257,7 @@ class Takeover:
             raise BrokerError("what the mailbox can't hold could not be given back")
         for delivery in deliveries:
             self._mailbox.release(delivery)
+        self._status.counts.count("given_back", len(deliveries))
 
     def _reply(self, entry: Entry) -> bytes:
         return self._reply_to(entry.sequence, entry.delivery_count)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from understudy.actors.errors import BrokerError
+from understudy.runtime.cell.heartbeat import Heartbeat
 
 CHECK_SECONDS = 5.0
 # So many looks in a row must find work and no progress.
@@ -33,6 +34,9 @@ class Watchdog:
         waiting: asks the server how many messages it has for this consumer and could deliver.
         rebuild: makes a new subscription.
         restarted_for_this: whether the cell's last generation was ended by a watchdog.
+
+    Attributes:
+        stalled: what is wrong that a restart has not helped with; empty if nothing is.
     """
 
     def __init__(
@@ -56,8 +60,30 @@ class Watchdog:
         self._alarms = 0
         self.stalled = ""
 
+    async def run(self, heartbeat: Heartbeat, changed: Callable[[], None]) -> None:
+        """Look every CHECK_SECONDS until cancelled.
+
+        Args:
+            heartbeat: with which it looks, for which the thread is awake anyway.
+            changed: called when `stalled` has changed.
+
+        Raises:
+            Stalled: the cell is to be restarted.
+        """
+        while True:
+            await heartbeat.after(CHECK_SECONDS)
+            stalled = self.stalled
+            try:
+                await self.look()
+            except Stalled:
+                raise
+            except BrokerError as error:
+                _log.debug("the watchdog has no answer", error=str(error))
+            if stalled != self.stalled:
+                changed()
+
     async def look(self) -> None:
-        """Look once; called every `CHECK_SECONDS`.
+        """Look once.
 
         Raises:
             Stalled: the cell is to be restarted.
