@@ -15,9 +15,17 @@ from understudy.runtime.cell.start import CellStart, RunSpec
 from understudy.runtime.cell.status import boottime, read_status
 from understudy.runtime.specs import CellSpec, SupervisorSpec
 from understudy.runtime.supervision.backoff import HEALTHY_SECONDS, Backoff
+from understudy.runtime.supervision.crash_dump import take_crash_dump
 from understudy.runtime.supervision.messages import StartSupervisor
-from understudy.runtime.supervision.processes import is_alive, kill, kill_group, read_process
+from understudy.runtime.supervision.processes import (
+    describe_exit,
+    is_alive,
+    kill,
+    kill_group,
+    read_process,
+)
 from understudy.runtime.supervision.statefile import (
+    Cause,
     ChildState,
     ChildStatus,
     SupervisorStatus,
@@ -28,6 +36,7 @@ SUPERVISOR_HANG_SECONDS = 10.0
 SUPERVISOR_START_SECONDS = 10.0
 STOPPED = "stopped"
 STOPPED_BY_ITSELF = "stopped by itself"
+BY_THE_OPERATOR = "restarted by the operator"
 
 
 class End(NamedTuple):
@@ -39,12 +48,14 @@ class End(NamedTuple):
             up did too, as OTP sees it.
         clean: whether nothing went wrong on the way.
         counts: whether it says something about the child, and so uses up a restart.
+        crash_dump: where its threads were when a signal ended it; empty if none did, or it left nothing.
     """
 
     reason: str
     normal: bool
     clean: bool
     counts: bool
+    crash_dump: str = ""
 
 
 class Child:
@@ -61,7 +72,9 @@ class Child:
         self.state: ChildState = "starting"
         self.generation = 0
         self.restarts = 0
+        self.restarts_by: dict[str, int] = {}
         self.last_reason = ""
+        self.last_cause: Cause | None = None
         self.crashed = False
         self.address: Any = None
         self.process: BaseProcess | None = None
@@ -69,6 +82,7 @@ class Child:
         self.start_ticks = 0
         self.failure = ""
         self.killed_for = ""
+        self.killed_because: Cause | None = None
         self.stopped_for = ""
         self.says_stopped = False
         self.starts_at: float | None = None
@@ -128,7 +142,9 @@ class Child:
         """
         self.generation = status.generation
         self.restarts = status.restarts
+        self.restarts_by = dict(status.restarts_by)
         self.last_reason = status.last_reason if status.pid is None else f"its supervisor ended: {reason}"
+        self.last_cause = status.last_cause if status.pid is None else "supervisor"
         # Nobody saw how it ended, so what it was handling isn't suspect.
         self.crashed = status.pid is None and status.crashed
         if status.pid is not None:
@@ -144,6 +160,8 @@ class Child:
             return False
         if self.is_cell:
             kill_group(pid)
+        # Its supervisor took it along.
+        take_crash_dump(Path(self.run.run_directory), pid)
         self._predecessor = None
         return True
 
@@ -162,10 +180,19 @@ class Child:
                 os.setpgid(process.pid, process.pid)
         self.state = "starting"
         self.failure = self.killed_for = self.stopped_for = ""
+        self.killed_because = None
         self.says_stopped = False
         self.starts_at = None
         self.up_since = None
         self.start_deadline = now + self.start_timeout_seconds
+
+    def begins(self) -> None:
+        """Count the generation that is about to be forked, and the restart if it isn't the first."""
+        if self.generation > 0:
+            self.restarts += self.stopped_for != BY_THE_OPERATOR
+            if self.last_cause is not None:
+                self.restarts_by[self.last_cause] = self.restarts_by.get(self.last_cause, 0) + 1
+        self.generation += 1
 
     def came_up(self, now: float) -> None:
         """Note that it is ready."""
@@ -182,6 +209,7 @@ class Child:
             kill_group(self.process.pid)
         os.close(self.pidfd)
         code = self.process.exitcode
+        crash_dump = take_crash_dump(Path(self.run.run_directory), self.process.pid)
         self.process, self.address, self.pidfd = None, None, -1
         last_word = self._last_word()
         gave_up = last_word is not None and last_word.state == "escalated"
@@ -202,7 +230,28 @@ class Child:
         suspect = self.crashed and self._left_a_delivery_in_handling()
         self.suspect_deaths += suspect
         self.last_reason = reason
-        return End(reason, normal, clean, self._counts(suspect=suspect))
+        self.last_cause = self._cause(code, clean=clean, normal=normal, gave_up=gave_up)
+        return End(reason, normal, clean, self._counts(suspect=suspect), crash_dump)
+
+    def could_not_be_forked(self) -> None:
+        """Note that a generation has no process."""
+        self.last_reason, self.last_cause = "its process could not be forked", "start_failed"
+
+    def _cause(self, code: int | None, *, clean: bool, normal: bool, gave_up: bool) -> Cause:
+        """Return in a word what `ended` says in a sentence."""
+        if self.stopped_for == BY_THE_OPERATOR:
+            return "operator"
+        if clean and self.stopped_for:
+            return "strategy"
+        if clean and normal:
+            return "stopped_itself"
+        if gave_up:
+            return "escalated"
+        if self.failure:
+            return "start_failed" if self.up_since is None else "exception"
+        if self.killed_because is not None:
+            return self.killed_because
+        return "signal" if code is not None and code < 0 else "exit"
 
     def _counts(self, *, suspect: bool) -> bool:
         """Return whether a restart for this end is one towards its supervisor's intensity."""
@@ -213,15 +262,27 @@ class Child:
         # A cell that can't start says nothing about its siblings, and waits longer and longer instead.
         return self.up_since is not None and not by_a_delivery
 
-    def kill(self, reason: str) -> None:
-        """End its process by SIGKILL.
+    def kill(self, reason: str, cause: Cause, number: int = signal.SIGKILL) -> None:
+        """End its process by a signal.
 
         Args:
             reason: what is then told about its end.
+            cause: the same in a word.
+            number: the signal.
         """
         if self.process is not None and self.process.pid is not None:
             self.killed_for = self.killed_for or reason
-            kill(self.process.pid)
+            self.killed_because = self.killed_because or cause
+            kill(self.process.pid, number)
+
+    def abort(self, reason: str, cause: Cause) -> None:
+        """End its process by SIGABRT, so that it tells where its threads are; the second time by SIGKILL."""
+        if self.killed_for:
+            self.kill(reason, cause)
+            return
+        self.kill(reason, cause, signal.SIGABRT)
+        # One that was stopped takes it only then.
+        self.kill(reason, cause, signal.SIGCONT)
 
     def start_message(self) -> CellStart | StartSupervisor:
         """Return what the new generation is told."""
@@ -284,6 +345,8 @@ class Child:
             cell_file=self._cell_file(),
             starts_at=self.starts_at,
             failures=self.failures(),
+            last_cause=self.last_cause,
+            restarts_by=self.restarts_by,
         )
 
     def failures(self) -> int:
@@ -328,22 +391,8 @@ def end_orphans(run_directory: Path, supervisor: str) -> None:
             end_orphans(run_directory, child.name)
         elif child.pid is not None:
             kill_group(child.pid)
-
-
-def describe_exit(code: int | None) -> str:
-    """Return a process' end in words.
-
-    Args:
-        code: as multiprocessing tells it: negative for a signal.
-    """
-    if code is None:
-        return "ended, nobody saw how"
-    if code < 0:
-        try:
-            return f"killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"killed by signal {-code}"
-    return f"exit status {code}"
+        if child.pid is not None:
+            take_crash_dump(run_directory, child.pid)
 
 
 def _start_timeout(spec: CellSpec | SupervisorSpec) -> float:

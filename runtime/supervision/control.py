@@ -47,8 +47,8 @@ TELL_TIMEOUT_SECONDS: Final = 10.0
 
 # In a module global and not in the environment, which every subprocess of a user's handler inherits.
 _key: bytes | None = None
-# Installs logging; called in each process of Thespian's own, which otherwise has none of ours.
-_install_logging: Callable[[], None] | None = None
+# Called first thing in each process, Thespian's own too, which otherwise have no logging of ours.
+_begin_process: Callable[[], None] | None = None
 
 
 class ControlPlaneError(UnderstudyError):
@@ -114,8 +114,8 @@ class LoopbackTransport(TCPTransport.TCPTransport):  # type: ignore[misc]
             purpose = _launcher_endpoint(args[0])
         else:
             prepare_process(purpose.parent_pid)
-            if _install_logging is not None:
-                _install_logging()
+            if _begin_process is not None:
+                _begin_process()
         super().__init__(purpose)
 
     @staticmethod
@@ -178,18 +178,18 @@ class ControlPlane:
         self._system = ActorSystem(base, transientUnique=True)
 
     @classmethod
-    def start(cls, install_logging: Callable[[], None] | None = None) -> ControlPlane:
+    def start(cls, begin_process: Callable[[], None] | None = None) -> ControlPlane:
         """Fork Thespian's admin and logger, on a fresh port and under a fresh key.
 
         Call it before the launcher has a thread, an event loop or a connection: all that would be forked.
 
         Args:
-            install_logging: called in each forked process before it logs.
+            begin_process: called in each forked process before it logs.
 
         Raises:
             ControlPlaneError: Thespian doesn't start.
         """
-        _harden(install_logging)
+        _harden(begin_process)
         become_subreaper()
         before = children_of(os.getpid())
         problem: Exception | None = None
@@ -273,10 +273,10 @@ class ControlPlane:
             await asyncio.sleep(0.002)
 
 
-def _harden(install_logging: Callable[[], None] | None) -> None:
-    global _key, _install_logging  # noqa: PLW0603 - what every process below inherits by its fork
+def _harden(begin_process: Callable[[], None] | None) -> None:
+    global _key, _begin_process  # noqa: PLW0603 - what every process below inherits by its fork
     _key = os.urandom(KEY_BYTES)
-    _install_logging = install_logging
+    _begin_process = begin_process
     TCPTransport.serializer = SignedPickle
     TCPTransport.ackMsg = toSendBuffer(ackPacket, SignedPickle.dumps)
     TCPTransport.ackDataErrMsg = toSendBuffer(ackDataErrPacket, SignedPickle.dumps)

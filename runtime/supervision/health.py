@@ -25,17 +25,17 @@ def silent_supervisors(root: Supervisor) -> dict[str, str]:
 
 
 def missing_parts(root: Supervisor) -> dict[str, str]:
-    """Return the supervisors and cells that aren't up, each with why.
+    """Return the supervisors and cells that aren't up or don't show it, each with why.
 
     Readiness: whether everything that the app declares is at work. A cell whose breaker is open is: it
-    holds back on purpose.
+    holds back on purpose. A silent supervisor wouldn't replace what falls.
 
     Args:
         root: the tree.
     """
     if root.status is None:
         return {f"supervisor {root.name}": "not started yet"}
-    missing = {}
+    missing = silent_supervisors(root)
     for supervisor in root.supervisors():
         state = supervisor.supervision.state if supervisor.supervision else "up"
         own = supervisor.status.state if supervisor.status else "starting"

@@ -37,8 +37,11 @@ def prepare_process(parent_pid: int) -> None:
     _close_inherited_descriptors()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop_comes_by_message)
+    # It was on in the parent, and would take it that its handlers are still in place.
+    faulthandler.disable()
     for number in CRASH_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    # Until it has a file of its own.
     faulthandler.enable(file=STDERR)
 
 

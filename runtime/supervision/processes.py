@@ -1,13 +1,12 @@
-"""What /proc tells about processes: who descends from whom, and whether a pid still means the same."""
+"""What the kernel tells about processes: who descends from whom, what a pid still means, how one ended."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,14 +85,15 @@ def children_of(pid: int) -> set[int]:
     }
 
 
-def kill(pid: int) -> None:
-    """Send SIGKILL to a process, if it is still there.
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process, if it is still there.
 
     Args:
         pid: its process id.
+        number: the signal.
     """
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def kill_group(leader: int) -> None:
@@ -151,17 +151,17 @@ def kill_descendants(*, spare: Collection[int] = (), timeout_seconds: float = 2.
         time.sleep(0.005)
 
 
-def wait_for_end(pidfds: Iterable[int], timeout_seconds: float) -> bool:
-    """Block until all these processes have ended and return whether they have.
+def describe_exit(code: int | None) -> str:
+    """Return a process' end in words.
 
     Args:
-        pidfds: their pid file descriptors.
-        timeout_seconds: how long to wait in all.
+        code: as multiprocessing tells it: negative for a signal.
     """
-    deadline = time.monotonic() + timeout_seconds
-    for pidfd in pidfds:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            return False
-    return True
+    if code is None:
+        return "ended, nobody saw how"
+    if code < 0:
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"
+    return f"exit status {code}"

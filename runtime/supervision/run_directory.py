@@ -110,17 +110,21 @@ class RunDirectory:
         os.close(lock)
         return taken
 
+    def cell_files(self) -> list[Path]:
+        """Return the cell files that are there; a cell that has drained leaves none."""
+        return list(self.path.glob("*.cell"))
+
     def is_gone(self) -> bool:
         """Return whether someone has deleted the folder, as systemd-logind may at a logout (`RemoveIPC=`)."""
         return not self.path.is_dir()
 
     def close(self) -> None:
         """Delete the folder, unless cell files in it still hold something for the next start."""
-        for path in self.path.glob("*.cell"):
+        for path in self.cell_files():
             status = read_status(path)
             if status is not None and status.state == "stopped" and status.held == 0:
                 path.unlink(missing_ok=True)
-        if not any(self.path.glob("*.cell")):
+        if not self.cell_files():
             shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 

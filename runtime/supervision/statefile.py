@@ -12,10 +12,23 @@ from typing import Literal
 
 import msgspec
 
-from understudy.runtime.cell.status import boottime
-
 SupervisorState = Literal["starting", "up", "stopping", "stopped", "escalated"]
 ChildState = Literal["starting", "up", "backoff", "stopping", "stopped"]
+# Why something was started again, in one word.
+Cause = Literal[
+    "exception",
+    "start_failed",
+    "start_timeout",
+    "exit",
+    "signal",
+    "hang",
+    "stop_timeout",
+    "escalated",
+    "stopped_itself",
+    "strategy",
+    "supervisor",
+    "operator",
+]
 
 
 class ChildStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +47,9 @@ class ChildStatus(msgspec.Struct, frozen=True, kw_only=True):
         cell_file: the name of a cell's file in the run directory; empty for a supervisor.
         starts_at: when it is started again, in seconds of CLOCK_BOOTTIME; None unless it waits for that.
         failures: how often it has ended in a row without ten healthy seconds between.
+        last_cause: `last_reason` in one word; None if it never ended.
+        restarts_by: how often it was started again, by cause; those by the operator too, which `restarts`
+            leaves out.
     """
 
     name: str
@@ -48,11 +64,8 @@ class ChildStatus(msgspec.Struct, frozen=True, kw_only=True):
     cell_file: str
     starts_at: float | None = None
     failures: int = 0
-
-    @property
-    def starts_in_seconds(self) -> float | None:
-        """In how many seconds it is started again; None unless it waits for that."""
-        return None if self.starts_at is None else max(0.0, self.starts_at - boottime())
+    last_cause: Cause | None = None
+    restarts_by: dict[str, int] = {}
 
 
 class SupervisorStatus(msgspec.Struct, frozen=True, kw_only=True):

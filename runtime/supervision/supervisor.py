@@ -28,7 +28,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import structlog
 from thespian.actors import ActorExitRequest, WakeupMessage
 
@@ -36,9 +35,12 @@ from understudy.runtime.cell.control_actor import ControlActor
 from understudy.runtime.cell.messages import Failed, PauseChanged, Quiesce, Ready, Stop, Stopped
 from understudy.runtime.cell.status import boottime
 from understudy.runtime.supervision.backoff import RESTART_CAP_SECONDS, START_CAP_SECONDS
-from understudy.runtime.supervision.child import Child, End, end_orphans
+from understudy.runtime.supervision.child import BY_THE_OPERATOR, Child, End, end_orphans
+from understudy.runtime.supervision.crash_dump import drop_empty_dumps
+from understudy.runtime.supervision.group import Group
 from understudy.runtime.supervision.intensity import Intensity
 from understudy.runtime.supervision.messages import Restart, StartSupervisor
+from understudy.runtime.supervision.orderly_stop import OrderlyStop
 from understudy.runtime.supervision.statefile import (
     SupervisorState,
     SupervisorStatus,
@@ -46,12 +48,9 @@ from understudy.runtime.supervision.statefile import (
     write_state,
 )
 from understudy.runtime.supervision.strategy import Member, decide
-from understudy.runtime.telemetry.logs import LogFormat, configure_logging
+from understudy.runtime.supervision.ticks import MIN_TICK_SECONDS, TICK_SECONDS, Ticks, seconds_to_tick
+from understudy.runtime.telemetry.logs import LogFormat, configure_logging, flush_suppressed
 
-TICK_SECONDS = 0.5
-# The same while all children are up.
-IDLE_TICK_SECONDS = 2.0
-MIN_TICK_SECONDS = 0.05
 # How old its state file grows, up to a tick more, while nothing changes.
 HEARTBEAT_SECONDS = 0.9
 # A tick that comes later than this was held up: the machine was suspended, or this process was stopped.
@@ -59,25 +58,8 @@ LATE_SECONDS = 1.0
 PREDECESSOR_POLL_SECONDS = 0.01
 # What a child is given less than its supervisor, so that the supervisor still has time to report.
 STOP_MARGIN_SECONDS = 0.5
-# A little more than a cell's pull requests live.
-LEAST_SHARE_SECONDS = 2.5
-BY_THE_OPERATOR = "restarted by the operator"
 
 _log = structlog.get_logger(__name__)
-
-
-class Group(msgspec.Struct, frozen=True, eq=False):
-    """Children that are restarted together.
-
-    Args:
-        children: in start order, with those that are only stopped.
-        to_start: those that are started again.
-        starts_at: before which none is, in seconds of CLOCK_BOOTTIME.
-    """
-
-    children: tuple[Child, ...]
-    to_start: tuple[Child, ...]
-    starts_at: float
 
 
 class Supervisor(ControlActor):
@@ -93,13 +75,11 @@ class Supervisor(ControlActor):
         self._queue: deque[Child] = deque()
         self._awaited: Child | None = None
         self._group: Group | None = None
+        # Whether it stops for good.
         self._stopping = False
-        self._stop_deadline = 0.0
-        self._to_stop: deque[Child] = deque()
-        self._stop_turn: Child | None = None
+        self._stop = OrderlyStop(self._ask_to_stop, self._after)
         self._not_drained: list[str] = []
-        self._next_tick = 0.0
-        self._tick_number = 0
+        self._ticks = Ticks(self._after, self._tick)
         self._save_failed = False
         self._saved_at = 0.0
 
@@ -139,7 +119,8 @@ class Supervisor(ControlActor):
         configure_logging(
             level=start.run.log_level,
             format=cast("LogFormat", start.run.log_format),
-            context={"app": start.run.app, "supervisor": start.spec.name},
+            context=start.run.log_context(supervisor=start.spec.name),
+            rules=start.run.log_rules,
         )
         self._children = [Child(spec, start.run) for spec in start.spec.children]
         previous = read_state(self._directory, start.spec.name)
@@ -148,7 +129,7 @@ class Supervisor(ControlActor):
             if child.name in known:
                 child.inherit(known[child.name], start.reason)
         self._queue.extend(self._children)
-        self._plan_tick(TICK_SECONDS)
+        self._ticks.plan(TICK_SECONDS)
         self._start_next()
 
     def _start_next(self) -> None:
@@ -161,6 +142,8 @@ class Supervisor(ControlActor):
             return
         self._awaited = None
         if self._state == "starting":
+            if self._start.generation > 1:
+                drop_empty_dumps(self._directory)
             self._state = "up"
             self._save()
             if not self._start.is_root:
@@ -180,20 +163,19 @@ class Supervisor(ControlActor):
         if not child.predecessor_is_gone():
             self._after(PREDECESSOR_POLL_SECONDS, partial(self._spawn, child))
             return
-        child.restarts += child.generation > 0 and child.stopped_for != BY_THE_OPERATOR
-        child.generation += 1
+        child.begins()
         own_class = f"{type(self).__module__}.{type(self).__qualname__}"
         address = self.createActor(self.cell_host if child.is_cell else own_class)
         process = self._forked(address)
         if process is None:
-            child.last_reason = "its process could not be forked"
+            child.could_not_be_forked()
             _log.error("fork failed", **child.labels)
             self._restart_alone(child, self._backoff(child, 0.0, START_CAP_SECONDS))
             return
         child.began(process, address, boottime())
         self.watch(child.pidfd, partial(self._on_exit, child))
         self.send(address, child.start_message())
-        self._watch_closely()
+        self._ticks.soon()
         self._save()
 
     def _forked(self, address: Any) -> BaseProcess | None:
@@ -243,6 +225,14 @@ class Supervisor(ControlActor):
     def _on_exit(self, child: Child) -> None:
         self.unwatch(child.pidfd)
         end = child.ended()
+        if end.crash_dump:
+            _log.error(
+                f"{child.kind} crashed",
+                **child.labels,
+                reason=end.reason,
+                generation=child.generation,
+                crash_dump=end.crash_dump,
+            )
         if self._stopping:
             self._ended_while_stopping(child, end)
         elif self._group is not None and child in self._group.children:
@@ -315,36 +305,27 @@ class Supervisor(ControlActor):
             starts_at: before which none is started, in seconds of CLOCK_BOOTTIME.
             reason: what is told about the ends of those that are stopped.
         """
-        affected, to_start = {*stop, *start}, {*start, *(child.name for child in self._queue)}
-        if self._group is not None:
-            affected |= {child.name for child in self._group.children}
-            to_start |= {child.name for child in self._group.to_start}
-            starts_at = max(starts_at, self._group.starts_at)
+        start = {*start, *(child.name for child in self._queue)}
         self._queue.clear()
         self._awaited = None
-        self._group = Group(
-            children=tuple(child for child in self._children if child.name in affected | to_start),
-            to_start=tuple(child for child in self._children if child.name in to_start),
-            starts_at=starts_at,
-        )
-        for child in self._group.children:
+        self._group = group = Group.of(self._children, stop, start, starts_at, self._group)
+        for child in group.children:
             if child.process is None:
-                self._wait_with_group(child, self._group)
+                group.await_start(child)
             elif not child.stopped_for:
                 child.stopped_for = reason
-        self._stop_children(self._group.children, self._start.run.shutdown_timeout_seconds)
+        self._stop_children(
+            group.children, self._start.run.shutdown_timeout_seconds, partial(self._group_is_down, group)
+        )
 
     def _ended_with_its_group(self, child: Child, group: Group) -> None:
         _log.info(f"{child.kind} stopped", **child.labels, reason=child.last_reason)
-        self._wait_with_group(child, group)
+        group.await_start(child)
         self._save()
-        self._go_on_stopping(child)
+        self._stop.ended(child)
 
-    def _wait_with_group(self, child: Child, group: Group) -> None:
-        if child in group.to_start:
-            child.state, child.starts_at = "backoff", group.starts_at
-        else:
-            child.state = "stopped"
+    def _group_is_down(self, group: Group) -> None:
+        self._after(max(0.0, group.starts_at - boottime()), partial(self._start_group, group))
 
     def _start_group(self, group: Group) -> None:
         if group is self._group and not self._stopping:
@@ -365,47 +346,30 @@ class Supervisor(ControlActor):
 
     # Watching
 
-    def _plan_tick(self, seconds: float) -> None:
-        self._next_tick = boottime() + seconds
-        self._tick_number += 1
-        self._after(seconds, partial(self._tick, self._tick_number))
-
-    def _watch_closely(self) -> None:
-        """Look at the children soon: one of them has a deadline from now on."""
-        if self._next_tick - boottime() > TICK_SECONDS:
-            self._plan_tick(TICK_SECONDS)
-
-    def _tick(self, number: int) -> None:
-        if number != self._tick_number:
-            return
+    def _tick(self, late_seconds: float) -> None:
+        flush_suppressed()
         now = boottime()
-        late = now - self._next_tick
-        if late > LATE_SECONDS:
-            self._forgive(late, now)
+        if late_seconds > LATE_SECONDS:
+            self._forgive(late_seconds, now)
         for child in self._children:
             if child.process is not None:
                 self._check(child, now)
         if now - self._saved_at > HEARTBEAT_SECONDS:
             self._save()
-        self._plan_tick(self._seconds_to_tick(now))
+        self._ticks.plan(self._seconds_to_tick(now))
 
     def _seconds_to_tick(self, now: float) -> float:
-        running = [child for child in self._children if child.process is not None]
-        if self._stopping and self._stop_deadline > now:
+        if self._stopping and self._stop.deadline > now:
             # Who doesn't stop is killed in time for us to say so.
-            return max(MIN_TICK_SECONDS, min(TICK_SECONDS, self._stop_deadline - now + MIN_TICK_SECONDS))
-        if self._state != "up" or not running or any(child.state != "up" for child in running):
+            return max(MIN_TICK_SECONDS, min(TICK_SECONDS, self._stop.deadline - now + MIN_TICK_SECONDS))
+        if self._state != "up":
             return TICK_SECONDS
-        # A tick that was planned for much later would not be late enough after a suspension to forgive it.
-        seconds = max(TICK_SECONDS, min(child.hang_timeout_seconds for child in running) / 4)
-        # In time for what hangs, if it does: an event that it holds is redelivered soon after that.
-        hangs_at = min(child.hangs_at for child in running)
-        return max(MIN_TICK_SECONDS, min(IDLE_TICK_SECONDS, seconds, hangs_at - now))
+        return seconds_to_tick([child for child in self._children if child.process is not None], now)
 
     def _forgive(self, late: float, now: float) -> None:
         """Reset every deadline: while this process stood still, its children could not be watched."""
         _log.warning("was held up; deadlines are reset", seconds=round(late, 1))
-        self._stop_deadline += late
+        self._stop.deadline += late
         for child in self._children:
             child.start_deadline += late
             child.stop_deadline += late
@@ -413,18 +377,20 @@ class Supervisor(ControlActor):
 
     def _check(self, child: Child, now: float) -> None:
         if self._stopping or child.state == "stopping":
-            deadline = self._stop_deadline if self._stopping else child.stop_deadline
-            if now > deadline and not child.killed_for:
-                _log.error("did not stop in time, killed", **child.labels)
-                child.kill("did not stop in time")
+            deadline = self._stop.deadline if self._stopping else child.stop_deadline
+            if now > deadline:
+                if not child.killed_for:
+                    _log.error("did not stop in time, killed", **child.labels)
+                # Again and again, since what hung may have been told to abort, and not have heard it.
+                child.kill("did not stop in time", "stop_timeout")
         elif child.state == "starting":
             if child.is_at_work():
                 # What it handles first may keep it from saying so.
                 self._came_up(child)
             elif now > child.start_deadline:
-                child.kill(f"not up within {child.start_timeout_seconds:g} s")
+                child.abort(f"not up within {child.start_timeout_seconds:g} s", "start_timeout")
         elif child.state == "up" and (hang := child.hang(now)):
-            child.kill(hang)
+            child.abort(hang, "hang")
 
     # What the operator wants
 
@@ -452,16 +418,15 @@ class Supervisor(ControlActor):
             self._state = "stopping"
         self._queue.clear()
         self._group = self._awaited = None
-        self._stop_children(self._children, timeout_seconds)
+        self._stop_children(self._children, timeout_seconds, self._finish)
 
-    def _stop_children(self, children: Sequence[Child], timeout_seconds: float) -> None:
-        """Stop those of these children that run, one after the other, and those that come last first."""
-        self._stop_deadline = boottime() + timeout_seconds
-        self._to_stop = deque(child for child in reversed(children) if child.process is not None)
+    def _stop_children(
+        self, children: Sequence[Child], timeout_seconds: float, done: Callable[[], None]
+    ) -> None:
         self._quiesce(children)
-        self._watch_closely()
+        self._ticks.soon()
         self._save()
-        self._stop_next()
+        self._stop.begin(children, timeout_seconds, done)
 
     def _quiesce(self, children: Sequence[Child]) -> None:
         """Have children ask for nothing more, so that the last to stop have little to wait for."""
@@ -469,38 +434,10 @@ class Supervisor(ControlActor):
             if child.process is not None:
                 self.send(child.address, Quiesce())
 
-    def _stop_next(self) -> None:
-        """Stop the last child that runs, and the one before it when that is gone or has had its share."""
-        while self._to_stop:
-            child = self._stop_turn = self._to_stop.popleft()
-            if child.process is None:
-                continue
-            remaining = max(0.0, self._stop_deadline - boottime())
-            if child.state != "stopping":
-                child.state, child.stop_deadline = "stopping", self._stop_deadline
-                self.send(child.address, Stop(timeout_seconds=max(0.1, remaining - STOP_MARGIN_SECONDS)))
-            # Strictly one after the other, many children would not fit into the time: none may take
-            # more than half of its even share before the next is asked too. But while there is time, the
-            # first must be able to wait for its requests' end, which is that of all the others' too.
-            share = max(remaining / (2 * (len(self._to_stop) + 1)), min(LEAST_SHARE_SECONDS, remaining / 4))
-            self._after(share, partial(self._stop_next_if_turn, child))
-            self._save()
-            return
-        self._stop_turn = None
-        if self._stopping:
-            if all(child.process is None for child in self._children):
-                self._finish()
-        elif self._group is not None and all(child.process is None for child in self._group.children):
-            group = self._group
-            self._after(max(0.0, group.starts_at - boottime()), partial(self._start_group, group))
-
-    def _stop_next_if_turn(self, child: Child) -> None:
-        if child is self._stop_turn:
-            self._stop_next()
-
-    def _go_on_stopping(self, ended: Child) -> None:
-        if ended is self._stop_turn or self._stop_turn is None:
-            self._stop_next()
+    def _ask_to_stop(self, child: Child, seconds: float) -> None:
+        child.state, child.stop_deadline = "stopping", self._stop.deadline
+        self.send(child.address, Stop(timeout_seconds=max(0.1, seconds - STOP_MARGIN_SECONDS)))
+        self._save()
 
     def _ended_while_stopping(self, child: Child, end: End) -> None:
         child.state = "stopped"
@@ -514,7 +451,7 @@ class Supervisor(ControlActor):
             self._not_drained.append(child.name)
         _log.info(f"{child.kind} stopped", **child.labels, reason=child.last_reason)
         self._save()
-        self._go_on_stopping(child)
+        self._stop.ended(child)
 
     def _finish(self) -> None:
         if self._state != "escalated":
@@ -522,6 +459,7 @@ class Supervisor(ControlActor):
         for child in self._children:
             child.state, child.starts_at = "stopped", None
         self._save()
+        flush_suppressed(all_of_them=True)
         if not self._start.is_root:
             late = f"not drained: {', '.join(self._not_drained)}" if self._not_drained else ""
             self.send(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from understudy.runtime.cell.status import CellStatus, boottime, read_status
+from understudy.runtime.cell.status import IDLE_HEARTBEAT_SECONDS, CellStatus, boottime, read_status
 from understudy.runtime.supervision.statefile import ChildStatus, SupervisorStatus, read_state
 
 SUPERVISOR_ANSWER_SECONDS = 10.0
+# Two heartbeats of a cell that has nothing to do. Its supervisor may be told to wait longer, or hang itself.
+CELL_ANSWER_SECONDS = 2 * IDLE_HEARTBEAT_SECONDS
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, tag="cell", tag_field="kind"):
@@ -34,6 +36,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, tag="cell", tag_field="kin
             return "not connected to the broker"
         if self.status.state in ("halted", "stalled"):
             return f"{self.status.state}: {self.status.reason}"
+        silent_seconds = boottime() - self.status.heartbeat
+        if silent_seconds > CELL_ANSWER_SECONDS:
+            return f"silent for {silent_seconds:.0f} s"
         return ""
 
 
@@ -60,6 +65,14 @@ class Supervisor(msgspec.Struct, frozen=True, kw_only=True, tag="supervisor", ta
             for child in self.children:
                 if isinstance(child, Supervisor):
                     yield from child.supervisors()
+
+    def descendants(self) -> Iterator[ChildStatus]:
+        """Yield what supervisors say of all below this one, also of what ended for good."""
+        for child in self.children:
+            if child.supervision is not None:
+                yield child.supervision
+            if isinstance(child, Supervisor):
+                yield from child.descendants()
 
     @property
     def has_ended(self) -> bool:
