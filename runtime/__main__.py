@@ -2,7 +2,7 @@
 
 import sys
 
-from understudy.runtime.cli.entry import main
+from understudy.runtime.cli.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,5 @@
 """The command line: one module per command."""
 
-from understudy.runtime.cli.entry import main
+from understudy.runtime.cli.program import main
 
 __all__ = ["main"]

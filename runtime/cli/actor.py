@@ -34,7 +34,7 @@ Timeout = Annotated[
 TIMEOUT_SECONDS = 60.0
 
 actor = typer.Typer(
-    help="Pause, resume or restart an actor's cells.",
+    help="Pause, resume or restart an actor's cells.\n\nExample: understudy actor pause notifier",
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -136,24 +136,33 @@ async def _watch(
 
 def _judge(action: Action, generations: Mapping[str, int], cells: Mapping[str, Cell]) -> list[Judged]:
     return [
-        Judged(*_judge_cell(action, generation, cells.get(name)), cell=name)
+        Judged(*judge_cell(action, generation, cells.get(name)), cell=name)
         for name, generation in generations.items()
     ]
 
 
-def _judge_cell(action: Action, generation: int, cell: Cell | None) -> tuple[bool, str]:
+def judge_cell(action: Action, generation: int, cell: Cell | None) -> tuple[bool, str]:
+    """Return whether a cell is as it was to be, and how it is.
+
+    Args:
+        action: what was asked of it.
+        generation: which it ran in then.
+        cell: how it is now; None if it isn't there.
+    """
     if cell is None:
         return False, "has not been started yet"
     by_parent, own = cell.supervision, cell.status
     not_up = f"is not up: {cell.problem}" if cell.problem else "is up"
+    pause = own.pause if own is not None else "none"
     if action == "restart":
         if by_parent.generation <= generation:
             return False, f"still runs in generation {by_parent.generation}"
-        return by_parent.state in ("up", "stopped"), f"{not_up}, in generation {by_parent.generation}"
+        # A pause outlives the restart, which is easily forgotten.
+        how = not_up if cell.problem or pause == "none" else f"is {pause}"
+        return by_parent.state in ("up", "stopped"), f"{how}, in generation {by_parent.generation}"
     if by_parent.pid is None:
         # It begins as the operator wants it.
         return True, not_up
-    pause = own.pause if own is not None else "none"
     if action == "pause":
         held = f", {own.held} held" if own is not None and own.held else ""
         return pause == "paused", {"paused": f"is paused{held}", "pausing": f"is still pausing{held}"}.get(

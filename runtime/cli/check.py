@@ -10,12 +10,11 @@ import msgspec
 import typer
 
 from understudy.runtime.cli.options import ConfigFile, Servers, Target, remedies, settings_from
-from understudy.runtime.specs import SupervisorSpec
 
 if TYPE_CHECKING:
     from understudy.config.connection import ConnectionSpec
     from understudy.runtime.jetstream.changes import Topology
-    from understudy.runtime.specs import AppSpec
+    from understudy.runtime.specs import AppSpec, SupervisorSpec
 
 
 def check(
@@ -74,6 +73,8 @@ def _describe(app: AppSpec) -> list[str]:
 
 
 def _branch(supervisor: SupervisorSpec, indent: int) -> list[str]:
+    from understudy.runtime.specs import SupervisorSpec
+
     margin = "  " * indent
     lines = [
         f"{margin}supervisor {supervisor.name}  {supervisor.strategy}, "

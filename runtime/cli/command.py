@@ -1,14 +1,41 @@
-"""A command whose help calls an argument by its name alone."""
+"""A command whose help calls an argument by its name alone, and a group that shows its help unasked."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import typer
+import typer.exceptions
 from typer.core import TyperArgument, TyperCommand
+
+
+def command_group(name: str, text: str) -> typer.Typer:
+    """Return a group of commands, which without one of them prints its help.
+
+    Args:
+        name: the group's.
+        text: what it is for, and an example.
+    """
+    group = typer.Typer(name=name, rich_markup_mode=None, help=text)
+
+    @group.callback(invoke_without_command=True)
+    def show_help(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    return group
 
 
 class Command(TyperCommand):
     """Typer's command, with `TARGET` in its help where typer has `{TARGET}` and `TARGET <str>`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what was given; what is wrong with it names this command, which the parser forgets."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.exceptions.TyperException as error:
+            error.ctx = getattr(error, "ctx", None) or ctx  # type: ignore[attr-defined]
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return what the usage line is made of."""

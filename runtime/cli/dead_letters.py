@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
 import shutil
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -17,32 +12,22 @@ import typer
 
 from understudy.actors.errors import ConfigurationError
 from understudy.actors.names import check_name
-from understudy.runtime.cli.command import Command
-from understudy.runtime.cli.options import ConfigFile, Servers, remedies, settings_from
+from understudy.runtime.cli.command import Command, command_group
+from understudy.runtime.cli.options import ConfigFile, Servers, ago, agreed, connection_from
 from understudy.runtime.cli.output import output
 
 if TYPE_CHECKING:
-    from understudy.config.connection import ConnectionSpec
     from understudy.runtime.cli.letter_actions import Chosen
     from understudy.runtime.jetstream.stored_letters import Selection
 
 DEFAULT_LIMIT = 50
 REASONS = ("undecodable", "rejected", "exhausted", "crashed")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
-dead_letters = typer.Typer(
-    name="dead-letters",
-    rich_markup_mode=None,
-    help="List, show, replay, discard and export what was given up.\n\n"
+dead_letters = command_group(
+    "dead-letters",
+    "List, show, replay, discard and export what was given up.\n\n"
     "Example: understudy dead-letters list --actor billing --newer-than 2h",
 )
-
-
-@dead_letters.callback(invoke_without_command=True)
-def _help(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
 
 App = Annotated[
     str | None,
@@ -103,7 +88,7 @@ def list_letters(
     from understudy.runtime.cli.letter_views import COLUMNS, summary, table
 
     selection = _selection(actor, reason, older_than, newer_than)
-    with _connection(config, servers) as spec:
+    with connection_from(config, servers) as spec:
         newest, total = asyncio.run(list_newest(spec, app, selection, limit))
     if as_json:
         for letter in newest:
@@ -137,7 +122,7 @@ def show_letter(
     from understudy.runtime.cli.letter_actions import read_whole
     from understudy.runtime.cli.letter_views import describe, whole
 
-    with _connection(config, servers) as spec:
+    with connection_from(config, servers) as spec:
         found = asyncio.run(read_whole(spec, app, letter))
     if found is None:
         _say(f"there is no dead letter {letter}; 'understudy dead-letters list' shows which there are")
@@ -181,7 +166,7 @@ def replay_letters(
 
     _check_rate(rate)
     chosen = _chosen(ids, _selection(actor, reason, older_than, newer_than), everything=everything)
-    with _connection(config, servers) as spec:
+    with connection_from(config, servers) as spec:
         if dry_run:
             return asyncio.run(would_replay(spec, app, chosen))
         return asyncio.run(replay(spec, app, chosen, rate=rate, keep=keep))
@@ -211,14 +196,14 @@ def discard_letters(
     chosen = _chosen(ids, _selection(actor, reason, older_than, newer_than), everything=everything)
     if not yes and not sys.stdin.isatty():
         raise ConfigurationError("there is nobody to ask whether to discard them; give --yes")
-    with _connection(config, servers) as spec:
+    with connection_from(config, servers) as spec:
         if not yes:
             counts, newest = asyncio.run(count(spec, app, chosen))
             if not counts:
                 _say("no such dead letters")
                 return 1 if ids else 0
             by_actor = ", ".join(f"{number:,} of {name}" for name, number in sorted(counts.items()))
-            if not _agreed(f"Discard {_letters(counts.total())} for good ({by_actor})?"):
+            if not agreed(f"Discard {_letters(counts.total())} for good ({by_actor})?"):
                 _say("nothing discarded")
                 return 0
             # What has come meanwhile was not in the question.
@@ -249,16 +234,9 @@ def export_letters(
     selection = _selection(actor, reason, older_than, newer_than)
     # A bar would go between the lines of a terminal.
     show = file != "-" or not sys.stdout.isatty()
-    with _connection(config, servers) as spec, output(file) as write:
+    with connection_from(config, servers) as spec, output(file) as write:
         exported = asyncio.run(export(spec, app, selection, write, show=show))
     _say(f"{_letters(exported)} exported")
-
-
-@contextlib.contextmanager
-def _connection(config: Path | None, servers: list[str] | None) -> Iterator[ConnectionSpec]:
-    settings = settings_from(config, {"nats.servers": servers}, quiet=True)
-    with remedies(settings):
-        yield settings.connection()
 
 
 def _selection(actor: str, reason: str, older_than: str | None, newer_than: str | None) -> Selection:
@@ -271,22 +249,9 @@ def _selection(actor: str, reason: str, older_than: str | None, newer_than: str 
     return Selection(
         actor=actor,
         reason=reason,
-        since=_ago("--newer-than", newer_than),
-        before=_ago("--older-than", older_than),
+        since=ago("--newer-than", newer_than),
+        before=ago("--older-than", older_than),
     )
-
-
-def _ago(option: str, text: str | None) -> int | None:
-    """Return the moment that was so long ago, in nanoseconds since 1970."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip().lower())
-    if found is None:
-        raise ConfigurationError(
-            f"{option} is {text!r}; give a number and one of s, m, h, d, w, like 15m or 3d"
-        )
-    seconds = float(found[1]) * _SECONDS[found[2]]
-    return max(0, time.time_ns() - round(seconds * 1_000_000_000))
 
 
 def _chosen(ids: list[int] | None, selection: Selection, *, everything: bool) -> Chosen:
@@ -302,11 +267,6 @@ def _chosen(ids: list[int] | None, selection: Selection, *, everything: bool) ->
 def _check_rate(rate: float | None) -> None:
     if rate is not None and not 0 < rate < float("inf"):
         raise ConfigurationError(f"--rate is {rate:g}; give a number above 0")
-
-
-def _agreed(question: str) -> bool:
-    typer.echo(f"{question} [y/N] ", nl=False, err=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _letters(count: int) -> str:

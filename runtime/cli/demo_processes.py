@@ -1,4 +1,4 @@
-"""The processes that a demonstration needs: a nats-server, the notices service, the runtime itself.
+"""The processes that a demonstration needs: a nats-server, the service, the runtime itself.
 
 Each is a real process on loopback, on a free port, in a directory made for this demonstration, and dies
 with it.
@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,14 +24,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from understudy.actors.errors import UnderstudyError
+from understudy.config.connection import ConnectionSpec
 from understudy.runtime.broker.embedded import EmbeddedServer
 from understudy.runtime.lifeline import die_with_us
 
 TARGET = "understudy.examples.flights.app:app"
-DATABASE = "flights.sqlite3"
+LEDGER = "notices.sqlite3"
 LOG = "understudy.log"
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 40.0
+MAX_LINE_CHARACTERS = 400
+# Between its last answer and its end, when it ends by itself.
+END_TIMEOUT_SECONDS = 10.0
 
 
 class DemoFailed(UnderstudyError):
@@ -89,7 +94,13 @@ class Cell:
     restarts: int
     state: str
     reason: str
+    held: int
     counters: Mapping[str, int]
+
+    @property
+    def actor(self) -> str:
+        """The name of its actor."""
+        return self.name.rpartition("/")[0]
 
     @property
     def is_running(self) -> bool:
@@ -101,21 +112,33 @@ class Stage:
     """Where a demonstration takes place.
 
     Attributes:
-        directory: holds the broker's store, the logs and the database.
+        directory: holds the broker's store, the log and the service's ledger.
         nats_url, service_url, http_url: where the three processes listen.
-        runtime: the process of `understudy run`.
+        service, runtime: the processes of the service and of `understudy run`.
         keep: whether the directory is left behind.
     """
 
     def __init__(
-        self, directory: Path, *, nats_url: str, service_url: str, runtime: subprocess.Popen[str]
+        self,
+        directory: Path,
+        *,
+        nats_url: str,
+        service_url: str,
+        service: subprocess.Popen[str],
+        runtime: subprocess.Popen[str],
     ) -> None:
         self.directory = directory
         self.nats_url = nats_url
         self.service_url = service_url
         self.http_url = ""
+        self.service = service
         self.runtime = runtime
         self.keep = False
+
+    @property
+    def connection(self) -> ConnectionSpec:
+        """How to reach the broker."""
+        return ConnectionSpec(servers=(self.nats_url,))
 
     @property
     def log(self) -> Path:
@@ -123,17 +146,25 @@ class Stage:
         return self.directory / LOG
 
     @property
-    def database(self) -> Path:
-        """The statistics actor's SQLite file."""
-        return self.directory / DATABASE
+    def ledger(self) -> Path:
+        """The service's own account."""
+        return self.directory / LEDGER
 
-    def check_runtime(self) -> None:
-        """Raise if the runtime has ended though nobody stopped it."""
-        status = self.runtime.poll()
-        if status is not None:
-            log = self.log.read_text(encoding="utf-8", errors="replace")
-            end = "\n".join(log.splitlines()[-10:])
-            raise DemoFailed(f"the runtime ended by itself with status {status}; its log ends with:\n{end}")
+    def check_service(self) -> None:
+        """Raise if the service has ended though nobody stopped it."""
+        if ended := _end_of(self.service):
+            raise DemoFailed(f"the service {ended}, though nobody stopped it")
+
+    def check_runtime(self, *, wait_seconds: float = 0.0) -> None:
+        """Raise if the runtime has ended though nobody stopped it.
+
+        Args:
+            wait_seconds: give it so long to end.
+        """
+        if ended := _end_of(self.runtime, wait_seconds):
+            raise DemoFailed(
+                f"the runtime {ended}, though nobody stopped it; its errors:\n{_errors_in(self.log)}"
+            )
 
     def cells(self) -> dict[str, Cell]:
         """Read the runtime's tree; blocks.
@@ -143,10 +174,24 @@ class Stage:
         """
         try:
             _, tree = call("GET", f"{self.http_url}/api/tree")
-        except (OSError, http.client.HTTPException) as error:
-            self.check_runtime()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # It answers no more when it begins to stop.
+            self.check_runtime(wait_seconds=END_TIMEOUT_SECONDS)
             raise DemoFailed(f"the runtime's {self.http_url} doesn't answer: {error!r}") from error
         return {cell.name: cell for cell in _cells_below(tree)}
+
+    def tell_service(self, path: str, body: object) -> None:
+        """Tell the service how to behave; blocks.
+
+        Raises:
+            DemoFailed: it doesn't answer, or not as it should.
+        """
+        try:
+            status, answer = call("POST", f"{self.service_url}{path}", body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise DemoFailed(f"the service at {self.service_url} doesn't answer: {error!r}") from error
+        if status != HTTPStatus.OK:
+            raise DemoFailed(f"the service answered {status} to POST {path}: {answer}")
 
     def wait_until_ready(self) -> None:
         """Block until every actor is up; from then on the runtime's HTTP address is known.
@@ -205,13 +250,14 @@ def _start(
     stack.callback(server.stop)
     say(f"nats-server is up: {server.url}")
 
-    service = start_process("understudy.examples.flights.service", "0", stdout=subprocess.PIPE)
+    ledger = str(directory / LEDGER)
+    service = start_process("understudy.examples.flights.service", "0", ledger, stdout=subprocess.PIPE)
     stack.callback(stop_process, service, STOP_TIMEOUT_SECONDS)
     assert service.stdout is not None
     service_url = service.stdout.readline().strip()
     if not service_url:
-        raise DemoFailed(f"the notices service ended at its start with status {service.wait()}")
-    say(f"the notices service is up: {service_url}")
+        raise DemoFailed(f"the service ended at its start with status {service.wait()}")
+    say(f"the service is up: {service_url}")
 
     with (directory / LOG).open("w", encoding="utf-8") as log:
         runtime = start_process(
@@ -227,6 +273,7 @@ def _start(
         directory,
         nats_url=server.url,
         service_url=service_url,
+        service=service,
         runtime=runtime,
     )
 
@@ -245,6 +292,7 @@ def _cells_below(node: Mapping[str, Any]) -> Iterator[Cell]:
             restarts=supervision["restarts"],
             state=status["state"] if is_up else supervision["state"],
             reason=status["reason"] if is_up else supervision["last_reason"],
+            held=status["held"] if is_up else 0,
             counters=status["counters"] if status is not None else {},
         )
 
@@ -259,6 +307,28 @@ def _announced_url(log: Path) -> str | None:
     return None
 
 
+def _end_of(process: subprocess.Popen[str], wait_seconds: float = 0.0) -> str:
+    """Return how a process has ended; nothing if it hasn't within so long."""
+    try:
+        status = process.wait(wait_seconds)
+    except subprocess.TimeoutExpired:
+        return ""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+
+
+def _errors_in(log: Path) -> str:
+    """Return the last errors that the runtime has logged, and what came from others, such as a traceback."""
+    found = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            level = json.loads(line)["level"]
+        except (ValueError, TypeError, KeyError):
+            level = None
+        if level in {None, "error", "critical"}:
+            found.append(line[:MAX_LINE_CHARACTERS])
+    return "\n".join(found[-10:]) or "(none)"
+
+
 def _environment(directory: Path, run_directory: Path, service_url: str) -> dict[str, str]:
     """Our own environment without what would configure the runtime otherwise."""
     inherited = {
@@ -269,6 +339,5 @@ def _environment(directory: Path, run_directory: Path, service_url: str) -> dict
     return inherited | {
         "XDG_CONFIG_HOME": str(directory),
         "UNDERSTUDY_RUN_DIRECTORY": str(run_directory),
-        "FLIGHTS_DATABASE": str(directory / DATABASE),
         "FLIGHTS_SERVICE_URL": service_url,
     }

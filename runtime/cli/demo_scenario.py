@@ -1,4 +1,4 @@
-"""What happens in a demonstration: publishing, an outage, a kill, and a wait until everything is handled."""
+"""What happens in a demonstration: publishing, an outage, kills, and a wait until everything is handled."""
 
 from __future__ import annotations
 
@@ -8,27 +8,35 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from understudy.config.connection import ConnectionSpec
-from understudy.examples.flights.app import Departed
+import msgspec
+
 from understudy.examples.flights.departures import Departure
-from understudy.runtime.cli.demo_processes import Cell, DemoFailed, Stage, call
-from understudy.runtime.jetstream import api
+from understudy.examples.flights.events import Departed
+from understudy.examples.flights.trouble import Trouble
+from understudy.runtime.cli.demo_processes import Cell, DemoFailed, Stage
+from understudy.runtime.cli.demo_states import States
+from understudy.runtime.cli.words import plural
 from understudy.runtime.jetstream.connection import close, connect
 from understudy.runtime.jetstream.publisher import Publisher
-from understudy.runtime.jetstream.topology import Backlog, backlog, dead_letter_stream
+from understudy.runtime.jetstream.topology import Backlog, backlog
 
-STREAM = "FLIGHTS"
-STATISTICS, MONITOR, NOTIFIER = DURABLES = ("flights-statistics", "flights-delay-monitor", "flights-notifier")
+APP, STREAM = "flights", "FLIGHTS"
+ACTORS = ("statistics", "delay-monitor", "notifier", "rebooking", "cashier")
+STATISTICS, _, NOTIFIER, REBOOKING, _ = DURABLES = tuple(f"{APP}-{actor}" for actor in ACTORS)
+# They call the service: while that is down they have nothing to lose.
+CALLERS = frozenset(ACTORS[2:])
 
 # Slow enough to watch.
 RATE_PER_SECOND = 1_800
 BATCH = 36
 OUTAGE_AT = 0.25
 OUTAGE_SECONDS = 3.0
+# At each step about one rebooking of ten comes to its end, and has to give back what it had.
+TROUBLE = Trouble(refuse=0.1, fail=0.1, hang=0.03, lie=0.03)
 RECOVERY_TIMEOUT_SECONDS = 60.0
 # What a killed cell had in its socket comes again after `ack_wait`: nobody should stare at a still screen.
 SAY_EVERY_SECONDS = 4.0
@@ -46,33 +54,39 @@ class Audience(Protocol):
         """Show how far it is."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kill:
+    """A kill -9.
+
+    Attributes:
+        cell: which one was killed.
+        published: how many departures were, by then.
+        recovery_seconds: how long until its next generation was up.
+    """
+
+    cell: str
+    published: int
+    recovery_seconds: float
+
+
 @dataclass(kw_only=True)
 class Observed:
     """What was seen of a run, beside the counts that are checked.
 
     Attributes:
         publish_seconds, handled_seconds: from the first publish until all were confirmed, and handled.
-        killed, killed_at, recovery_seconds: which cell, after how many departures, and how long until its
-            next generation was up.
+        kills: one of a cell of each actor, in their order.
         most_waiting: the largest number of late flights seen waiting in the stream for the notifier.
         restarts: how often cells were started anew.
         counters: the cells' counters, over all their generations.
-        redelivered: by consumer, how many of the server's deliveries were not the first of their message.
-        unsettled: by consumer, what was pending or unacknowledged after the stop.
-        dead_letters: how many there are.
     """
 
     publish_seconds: float = 0.0
     handled_seconds: float = 0.0
-    killed: str = ""
-    killed_at: int = 0
-    recovery_seconds: float = 0.0
+    kills: list[Kill] = field(default_factory=list)
     most_waiting: int = 0
     restarts: int = 0
     counters: dict[str, int] = field(default_factory=dict)
-    redelivered: dict[str, int] = field(default_factory=dict)
-    unsettled: dict[str, int] = field(default_factory=dict)
-    dead_letters: int = 0
 
 
 class Scenario:
@@ -81,7 +95,7 @@ class Scenario:
     Args:
         stage: the running processes.
         departures: what is published, in this order.
-        kill_at: after which part of them a cell is killed, from 0 to 1.
+        kill_at: after which part of them the first cell is killed, from 0 to 1.
         audience: is shown what happens.
     """
 
@@ -100,6 +114,8 @@ class Scenario:
         self._struck = asyncio.Event()
         self._published = 0
         self._service_is_down = False
+        self._is_over = False
+        self._stuck: set[str] = set()
         self._cells: dict[str, Cell] = {}
         self._counters: dict[tuple[str, int], Counter[str]] = {}
 
@@ -107,31 +123,31 @@ class Scenario:
         """Publish everything, break what is to be broken, and return when everything is handled.
 
         Raises:
-            DemoFailed: the runtime ended, a killed cell didn't come back, or nothing moves any more.
+            DemoFailed: runtime or service ended, a killed cell didn't come back, or nothing moves any more.
         """
-        self._client = await connect(_connection(self._stage), name="understudy demo")
-        tasks = asyncio.create_task(self._watch()), asyncio.create_task(self._play())
+        self._client = await connect(self._stage.connection, name="understudy demo")
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            self._states = States(self._client, APP)
+            await self._states.open()
+            await _together(self._watch(), self._play())
             await self._look()
         finally:
-            for task in tasks:
-                task.cancel()
             await close(self._client)
         self.observed.counters = dict(sum(self._counters.values(), Counter[str]()))
         self.observed.restarts = sum(cell.restarts for cell in self._cells.values())
 
     async def _play(self) -> None:
         started = time.monotonic()
-        await asyncio.gather(self._publish(), self._break_service(), self._kill_cell())
+        # Before all else: then each run meets the same.
+        await self._trouble_service()
+        await _together(self._publish(), self._break_service(), self._kill_cells())
         await self._wait_until_handled()
         self.observed.handled_seconds = time.monotonic() - started
+        self._is_over = True
 
     async def _publish(self) -> None:
         started = time.monotonic()
-        async with Publisher.connect(_connection(self._stage), source="understudy demo") as publisher:
+        async with Publisher.connect(self._stage.connection, source="understudy demo") as publisher:
             for first in range(0, len(self._departures), BATCH):
                 # Tasks run in the order in which they are made, so the stream has the order of the file.
                 batch = self._departures[first : first + BATCH]
@@ -147,51 +163,80 @@ class Scenario:
         self.observed.publish_seconds = time.monotonic() - started
         self._audience.say(f"all {self._published:,} departures are published and confirmed")
 
+    async def _trouble_service(self) -> None:
+        shares = msgspec.to_builtins(TROUBLE)
+        await asyncio.to_thread(self._stage.tell_service, "/trouble", shares)
+        words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        self._audience.say(f"the service is told to give rebookings trouble: {words}")
+
     async def _break_service(self) -> None:
         await self._outage_due.wait()
-        await asyncio.to_thread(call, "POST", f"{self._stage.service_url}/down", {"seconds": OUTAGE_SECONDS})
-        self._audience.say(f"the notices service goes down for {OUTAGE_SECONDS:g} s")
+        await asyncio.to_thread(self._stage.tell_service, "/down", {"seconds": OUTAGE_SECONDS})
+        self._audience.say(f"the service goes down for {OUTAGE_SECONDS:g} s")
         self._service_is_down = True
         for _ in range(round(OUTAGE_SECONDS)):
             await asyncio.sleep(1)
             waiting = (await self._backlog(NOTIFIER)).pending
             self.observed.most_waiting = max(self.observed.most_waiting, waiting)
-            self._audience.say(f"{waiting:,} late flights wait in the stream for the notifier")
-        self._audience.say("the notices service is back")
+            self._audience.say(f"waiting in the stream for the notifier: {plural(waiting, 'late flight')}")
+        self._audience.say("the service is back")
         self._service_is_down = False
 
-    async def _kill_cell(self) -> None:
+    async def _kill_cells(self) -> None:
+        """Kill a cell of each actor, in any order; the next when the last one is up again."""
         await self._kill_due.wait()
-        cells = await self._look()
-        victim = random.choice([cell for cell in cells.values() if cell.is_running])
+        for actor in random.sample(ACTORS, len(ACTORS)):
+            self.observed.kills.append(await self._kill(await self._choose(actor)))
+
+    async def _choose(self, actor: str) -> Cell:
+        """Return a cell of an actor with something to lose: no caller has, while the service is down.
+
+        One that holds nothing is good enough if none comes to hold anything for a second.
+        """
+        began = time.monotonic()
+        while time.monotonic() < began + RECOVERY_TIMEOUT_SECONDS:
+            cells = (await self._look()).values()
+            # A half-open breaker lets one delivery through, which shows as up.
+            working = [cell for cell in cells if cell.actor == actor and cell.state == "up"]
+            if not (self._service_is_down and actor in CALLERS):
+                busy = [cell for cell in working if cell.held]
+                if busy or (working and time.monotonic() > began + 1):
+                    return random.choice(busy or working)
+            await asyncio.sleep(0.02)
+        raise DemoFailed(f"no cell of {actor} has worked for {RECOVERY_TIMEOUT_SECONDS:g} s")
+
+    async def _kill(self, victim: Cell) -> Kill:
         self._victim = victim
-        if self._published < len(self._departures):
+        self._struck.clear()
+        # What reads the departures most likely has its hands full right after a batch; the others have now.
+        if victim.actor not in CALLERS and self._published < len(self._departures):
             await self._struck.wait()
         else:
             self._strike()
-        killed = time.monotonic()
-        self.observed.killed, self.observed.killed_at = victim.name, self._published
-        self._audience.say(f"kill -9 of {victim.name} (process {victim.pid}), {self._published:,} published")
+        killed, published = time.monotonic(), self._published
+        self._audience.say(f"kill -9 of {victim.name} (process {victim.pid}), {published:,} published")
         while time.monotonic() < killed + RECOVERY_TIMEOUT_SECONDS:
             cell = (await self._look()).get(victim.name)
             if cell is not None and cell.generation > victim.generation and cell.is_running:
-                self.observed.recovery_seconds = seconds = time.monotonic() - killed
+                seconds = time.monotonic() - killed
                 self._audience.say(f"{cell.name} is up again after {seconds:.2f} s as process {cell.pid}")
-                return
+                return Kill(cell=victim.name, published=published, recovery_seconds=seconds)
             await asyncio.sleep(0.01)
         raise DemoFailed(f"{victim.name} did not come back within {RECOVERY_TIMEOUT_SECONDS:g} s of its kill")
 
     def _strike(self) -> None:
-        """Kill the chosen cell, right after a batch was confirmed: then it most likely has its hands full."""
-        if self._victim is not None and not self._struck.is_set():
+        """Kill the chosen cell, if there is one."""
+        if self._victim is not None:
             os.kill(self._victim.pid, signal.SIGKILL)
+            self._victim = None
             self._struck.set()
 
     async def _watch(self) -> None:
-        """Show what changes in the tree, until cancelled; fails when the runtime ends by itself."""
+        """Show what changes in the tree until all is over; fails when runtime or service ends by itself."""
         paused: set[str] = set()
-        while True:
+        while not self._is_over:
             self._stage.check_runtime()
+            self._stage.check_service()
             for cell in (await self._look()).values():
                 if cell.state == "paused" and cell.name not in paused:
                     paused.add(cell.name)
@@ -213,53 +258,63 @@ class Scenario:
         return self._cells
 
     async def _wait_until_handled(self) -> None:
-        before: list[Backlog] = []
+        before: tuple[object, ...] = ()
         moved = said = time.monotonic()
         while True:
-            # In this order: what the monitor has settled is in the stream by the time the notifier is asked.
+            # In this order: what the monitor has settled is in the stream by the time the others are asked,
+            # and a saga that was begun is stored by the time all are read.
             backlogs = [await self._backlog(durable) for durable in DURABLES]
-            if not any(left.pending or left.ack_pending for left in backlogs):
+            phases = await self._look_at_sagas()
+            under_way = phases["running"] + phases["compensating"]
+            if not under_way and not any(left.pending or left.ack_pending for left in backlogs):
                 self._audience.advance(published=self._published, counted=self._published)
                 self._audience.say("everything is handled: nothing waits, nothing is unacknowledged")
+                self._audience.say(f"the rebookings have ended: {describe_phases(phases)}")
                 return
             now = time.monotonic()
-            if backlogs != before:
-                before, moved = backlogs, now
+            left = f"{_describe(backlogs)}{plural(under_way, 'rebooking')} under way"
+            if (backlogs, phases) != before:
+                before, moved = (backlogs, phases), now
             elif now > moved + STALL_SECONDS:
-                raise DemoFailed(f"nothing has moved for {STALL_SECONDS:g} s; left are {_describe(backlogs)}")
+                raise DemoFailed(f"nothing has moved for {STALL_SECONDS:g} s; left are {left}")
             if now > said + SAY_EVERY_SECONDS:
                 said = now
-                self._audience.say(f"left are {_describe(backlogs)}")
+                self._audience.say(f"left are {left}")
             await asyncio.sleep(0.05)
+
+    async def _look_at_sagas(self) -> Counter[str]:
+        """Return how many sagas are in which phase, and say which are stuck, once."""
+        sagas = await self._states.rebookings(REBOOKING)
+        for booking, saga in sagas.items():
+            if saga.phase == "stuck" and booking not in self._stuck:
+                self._stuck.add(booking)
+                self._audience.say(f"the rebooking {booking} is stuck: {saga.why}")
+        return Counter(saga.phase for saga in sagas.values())
 
     async def _backlog(self, durable: str) -> Backlog:
         return await backlog(self._client, STREAM, durable)
 
 
-async def read_broker(stage: Stage, departures: int, observed: Observed) -> None:
-    """Add what the broker says after the runtime has stopped."""
-    client = await connect(_connection(stage), name="understudy demo")
+async def _together(*parts: Coroutine[Any, Any, None]) -> None:
+    """Await all of them; when one fails, end the others, and raise what that one has raised."""
     try:
-        stream = await api.stream_info(client, STREAM) or {}
-        late = stream["state"]["messages"] - departures
-        for durable, messages in zip(DURABLES, (departures, departures, late), strict=True):
-            info = await api.consumer_info(client, STREAM, durable) or {}
-            # Each delivery has a consumer sequence of its own; what is taken over isn't delivered again.
-            observed.redelivered[durable] = max(0, info["delivered"]["consumer_seq"] - messages)
-            observed.unsettled[durable] = info["num_pending"] + info["num_ack_pending"]
-        letters = await api.stream_info(client, dead_letter_stream("flights")) or {}
-        observed.dead_letters = letters["state"]["messages"]
-    finally:
-        await close(client)
+        async with asyncio.TaskGroup() as tasks:
+            for part in parts:
+                tasks.create_task(part)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+def describe_phases(phases: Mapping[str, int]) -> str:
+    """Return how many sagas are in which phase, those that have ended well first."""
+    order = [name for name in ("completed", "compensated") if name in phases] or ["completed"]
+    order += sorted(phases.keys() - set(order))
+    return ", ".join(f"{phases.get(name, 0):,} {name}" for name in order)
 
 
 def _describe(backlogs: Sequence[Backlog]) -> str:
-    return "; ".join(
-        f"{durable}: {left.pending:,} waiting, {left.ack_pending:,} unacknowledged"
+    return "".join(
+        f"{durable}: {left.pending:,} waiting, {left.ack_pending:,} unacknowledged; "
         for durable, left in zip(DURABLES, backlogs, strict=True)
         if left.pending or left.ack_pending
     )
-
-
-def _connection(stage: Stage) -> ConnectionSpec:
-    return ConnectionSpec(servers=(stage.nats_url,))

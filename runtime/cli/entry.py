@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -21,6 +19,7 @@ from understudy.actors.errors import (
     UnderstudyError,
 )
 from understudy.runtime.cli.actor import actor
+from understudy.runtime.cli.ask import ask
 from understudy.runtime.cli.check import check
 from understudy.runtime.cli.command import Command
 from understudy.runtime.cli.dead_letters import dead_letters
@@ -28,6 +27,7 @@ from understudy.runtime.cli.demo import demo
 from understudy.runtime.cli.drain import drain
 from understudy.runtime.cli.publish import publish
 from understudy.runtime.cli.run import run
+from understudy.runtime.cli.sagas import sagas
 from understudy.runtime.cli.tree import tree
 
 CLEAN = 0
@@ -54,7 +54,8 @@ none names a server, it is the one that --embedded runs in this directory, or na
 \b
 Exit codes:
     0  clean
-    1  a check found a difference
+    1  a check found a difference, or something asked for isn't there
+       or couldn't be done
     2  usage or configuration
     3  the broker can't be reached or refuses, or nobody answers
    70  the tree gave up, or an error of our own
@@ -73,15 +74,19 @@ _app = typer.Typer(
 _app.command(cls=Command, short_help="Run an app's actors under supervision.")(run)
 _app.command(cls=Command, short_help="Show what an app declares, and how the server differs from it.")(check)
 _app.command(cls=Command)(publish)
+_app.command(cls=Command)(ask)
 _app.command(cls=Command, short_help="Show the supervisors and cells of every node.")(tree)
 _app.add_typer(actor, name="actor")
 _app.command(cls=Command, short_help="Have a node drain and end, and wait until it has.")(drain)
 _app.command(cls=Command, short_help="Work through a month of real flights, whatever goes wrong.")(demo)
 _app.add_typer(dead_letters)
+_app.add_typer(sagas)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         typer.echo(f"understudy {metadata.version('understudy')}")
         raise typer.Exit
 
@@ -126,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return PIPE_CLOSED
         raise
     except Exception:  # noqa: BLE001 - Python's own status for this, 1, means "a difference was found" here
-        traceback.print_exc()
+        # An entry, once logging is configured.
+        sys.excepthook(*sys.exc_info())
         return INTERNAL
     return status if isinstance(status, int) else CLEAN
 

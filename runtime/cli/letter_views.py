@@ -11,6 +11,7 @@ import msgspec
 
 from understudy.actors.codec import JSON, decode_untyped
 from understudy.actors.errors import DecodeError
+from understudy.runtime.cli.words import plural
 from understudy.runtime.jetstream.stored_letters import StoredLetter
 
 # Where no terminal says how wide it is.
@@ -18,7 +19,7 @@ COLUMNS = 100
 HEX_BYTES = 512
 _TITLES = ("ID", "AGE", "ACTOR", "REASON", "SUBJECT", "ERROR")
 _WIDEST = (20, 6, 24, 12, 24, 0)
-_NARROWEST_ERROR = 20
+_NARROWEST_LAST = 20
 
 Encoding = Literal["msgpack", "json", "text", "base64"]
 
@@ -98,7 +99,7 @@ def describe(letter: StoredLetter, body: bytes | None) -> str:
         letter: which.
         body: the original's; None if it was left out and is gone.
     """
-    attempts = f", after {_plural(letter.attempts, 'failed attempt')}" if letter.attempts else ""
+    attempts = f", after {plural(letter.attempts, 'failed attempt')}" if letter.attempts else ""
     facts = {
         "actor": f"{letter.actor} (consumer {letter.durable})",
         "reason": f"{letter.reason}{attempts}",
@@ -144,17 +145,28 @@ def table(letters: Iterable[StoredLetter], *, columns: int) -> str:
         letters: which.
         columns: how wide it is to be, in characters; what doesn't fit is cut, the errors first.
     """
-    from rich.cells import cell_len, set_cell_size
-
     rows: list[tuple[str, ...]] = [_TITLES]
     for letter in letters:
         cells = (
             str(letter.id), age(letter.stored_at), letter.actor, letter.reason, letter.subject, letter.error,
         )  # fmt: skip
         rows.append(tuple(map(readable, cells)))
+    return fit_rows(rows, _WIDEST, columns=columns)
+
+
+def fit_rows(rows: list[tuple[str, ...]], widest: tuple[int, ...], *, columns: int) -> str:
+    """Return rows as a table, a line each.
+
+    Args:
+        rows: their cells, the titles first.
+        widest: how wide each column may be; the last has what is left.
+        columns: how wide it is to be, in characters; what doesn't fit is cut, the last column first.
+    """
+    from rich.cells import cell_len, set_cell_size
+
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    widths = [min(width, most) for width, most in zip(widths, _WIDEST, strict=True)]
-    widths[-1] = max(_NARROWEST_ERROR, columns - sum(widths[:-1]) - 2 * len(widths[:-1]))
+    widths = [min(width, most) for width, most in zip(widths, widest, strict=True)]
+    widths[-1] = max(_NARROWEST_LAST, columns - sum(widths[:-1]) - 2 * len(widths[:-1]))
 
     def fit(cell: str, width: int) -> str:
         return set_cell_size(cell, width) if cell_len(cell) <= width else set_cell_size(cell, width - 1) + "…"
@@ -173,10 +185,6 @@ def age(stored_at: int) -> str:
         if seconds >= length:
             return f"{seconds // length}{unit}"
     return f"{seconds}s"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def readable(text: str) -> str:

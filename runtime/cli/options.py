@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from understudy.actors.errors import BrokerUnreachable, ConfigurationError
-from understudy.config.load import load_settings
-from understudy.config.settings import Settings
-from understudy.runtime.broker.embedded import running_url
-from understudy.runtime.telemetry.logs import configure_logging, resolve_format
+
+if TYPE_CHECKING:
+    from understudy.config.connection import ConnectionSpec
+    from understudy.config.settings import Settings
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="Where the App is: module:attribute.", show_default=False)
@@ -79,14 +84,36 @@ def settings_from(
     Raises:
         ConfigurationError: see `load_settings`.
     """
+    # Loaded when a command runs: --help needs none of it.
+    from understudy.config.load import load_settings
+    from understudy.runtime.broker.embedded import running_url
+
     settings = load_settings(config_file=config_file, flags=flags)
     level = quiet_level if quiet and settings.log.level == "info" else settings.log.level
-    configure_logging(level=level, format=resolve_format(settings.log.format), context={})
+    log_as(settings, level=level)
     if find_server and settings.nats_is_default:
         url = running_url(settings.directory)
         if url is not None:
             return settings.with_servers(url)
     return settings
+
+
+def log_as(settings: Settings, *, level: str | None = None, **names: str) -> None:
+    """Have this process log by its settings.
+
+    Args:
+        settings: its.
+        level: instead of theirs.
+        names: what every entry names.
+    """
+    from understudy.runtime.telemetry.logs import configure_logging, resolve_format
+
+    configure_logging(
+        level=level or settings.log.level,
+        format=resolve_format(settings.log.format),
+        context=names,
+        rules=settings.log.rules(),
+    )
 
 
 @contextlib.contextmanager
@@ -95,6 +122,9 @@ def remedies(settings: Settings) -> Iterator[None]:
 
     Args:
         settings: those that the block connects with.
+
+    Raises:
+        BrokerUnreachable: what the block raised, with what to do.
     """
     try:
         yield
@@ -112,3 +142,38 @@ def check_timeout(seconds: float | None) -> None:
     """Raises ConfigurationError if what --timeout gives is no time to wait; None is none given."""
     if seconds is not None and not 0 < seconds < float("inf"):
         raise ConfigurationError(f"--timeout is {seconds:g}; give a number of seconds above 0")
+
+
+@contextlib.contextmanager
+def connection_from(config: Path | None, servers: list[str] | None) -> Iterator[ConnectionSpec]:
+    """Yield how to connect, for a command that prints its result."""
+    settings = settings_from(config, {"nats.servers": servers}, quiet=True)
+    with remedies(settings):
+        yield settings.connection()
+
+
+def ago(option: str, text: str | None) -> int | None:
+    """Return the moment that was so long ago, in nanoseconds since 1970; None if nothing is given.
+
+    Args:
+        option: its name, for the error.
+        text: such as `15m`.
+
+    Raises:
+        ConfigurationError: the text is no time.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip().lower())
+    if found is None:
+        raise ConfigurationError(
+            f"{option} is {text!r}; give a number and one of s, m, h, d, w, like 15m or 3d"
+        )
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    return max(0, time.time_ns() - round(seconds * 1_000_000_000))
+
+
+def agreed(question: str) -> bool:
+    """Ask on stderr, and return whether the answer is yes."""
+    typer.echo(f"{question} [y/N] ", nl=False, err=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -17,6 +17,7 @@ import typer
 from understudy.actors.errors import BrokerError, ConfigurationError, DecodeError, PublishError
 from understudy.runtime.cli.options import ConfigFile, Servers, remedies, settings_from
 from understudy.runtime.cli.progress import progress_bar
+from understudy.runtime.telemetry.publishing import tracing_command
 
 if TYPE_CHECKING:
     from understudy.config.connection import ConnectionSpec
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # As many as the publisher's own window holds; more would only wait there.
 IN_FLIGHT = 1024
 _CHUNK_BYTES = 64 * 1024
-_HEADERS = {"Content-Type": "application/json"}
+JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 def publish(
@@ -53,17 +54,17 @@ def publish(
     """
     if (body is None) == (file is None):
         raise ConfigurationError("give either --json TEXT or --file FILE (- for stdin)")
-    _check_subject(subject)
+    check_subject(subject)
     with ExitStack() as stack:
         if body is None:
             lines = _lines(stack.enter_context(_open(str(file))))
         else:
-            problem = _problem(body.encode())
+            problem = json_problem(body.encode())
             if problem:
                 raise DecodeError(f"--json {problem}")
             lines = _only(body.encode())
         settings = settings_from(config, {"nats.servers": servers}, quiet=True)
-        with remedies(settings):
+        with remedies(settings), tracing_command("understudy-publish"):
             counts = asyncio.run(_publish_all(settings.connection(), subject, lines, show_lines=body is None))
     typer.echo(str(counts))
     return counts.status
@@ -113,7 +114,7 @@ async def _publish_all(
                 )
 
             async for number, line in lines:
-                problem = _problem(line)
+                problem = json_problem(line)
                 if problem:
                     counts.malformed += 1
                     say(number, problem)
@@ -139,7 +140,7 @@ async def _publish_one(
     say: Callable[[int, str], None],
 ) -> None:
     try:
-        await publisher.publish_raw(subject, line, _HEADERS)
+        await publisher.publish_raw(subject, line, JSON_HEADERS)
     except (PublishError, BrokerError) as error:
         counts.refused += 1
         say(number, str(error))
@@ -147,7 +148,8 @@ async def _publish_one(
         counts.published += 1
 
 
-def _check_subject(subject: str) -> None:
+def check_subject(subject: str) -> None:
+    """Raises ConfigurationError if nothing can be published to a subject."""
     from understudy.actors.subjects import MAX_SUBJECT_LENGTH, is_plain
 
     if len(subject) > MAX_SUBJECT_LENGTH or not all(is_plain(token) for token in subject.split(".")):
@@ -205,7 +207,8 @@ async def _until_readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-def _problem(body: bytes) -> str:
+def json_problem(body: bytes) -> str:
+    """Return why a body is no JSON; empty if it is."""
     try:
         msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:

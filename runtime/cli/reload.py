@@ -12,6 +12,7 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ from understudy.config.layers import FILE_NAME
 from understudy.config.load import load_settings
 from understudy.runtime.cli.sources import Sources
 from understudy.runtime.lifeline import die_with_us
-from understudy.runtime.supervision.child import describe_exit
+from understudy.runtime.supervision.processes import describe_exit
 from understudy.runtime.target import inspect_target
 from understudy.runtime.telemetry.logs import resolve_format
 
@@ -41,6 +42,9 @@ STEP_MS = 100
 GROUP_MS = 400
 # How often the launcher is looked after while nothing is saved.
 TICK_MS = 200
+# So often the files are looked at though nothing was heard of them: on a busy machine no event came of some
+# saves, and a shared folder may tell nothing.
+LOOK_SECONDS = 2.0
 
 _log = structlog.get_logger(__name__)
 
@@ -103,7 +107,9 @@ class Reloader:
                 if self._has_ended():
                     if may_be_mistyped and self._status in NOT_STARTED:
                         break
-                    _log.error("the run has ended; the next save starts it again", exit_status=self._status)
+                    # After a drain all is as it was asked for.
+                    tell = _log.error if self._status else _log.info
+                    tell("the run has ended; the next save starts it again", exit_status=self._status)
                 if files_may_differ and (changed := self._sources.changes()):
                     may_be_mistyped = False
                     self._reload(changed)
@@ -225,6 +231,7 @@ class Reloader:
         while not self.is_set():
             directories = self._sources.directories()
             # What was saved before they were watched.
+            looked_at = time.monotonic()
             yield True
             try:
                 # Each by itself: what is below includes stores and environments, which are written to often.
@@ -239,7 +246,10 @@ class Reloader:
                     stop_event=self,
                     ignore_permission_denied=True,
                 ):
-                    yield bool(changes)
+                    may_differ = bool(changes) or time.monotonic() - looked_at > LOOK_SECONDS
+                    if may_differ:
+                        looked_at = time.monotonic()
+                    yield may_differ
                     if changes and self._sources.directories() != directories:
                         break
             except FileNotFoundError:  # a directory that has gone meanwhile

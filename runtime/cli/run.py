@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING, Annotated
 
-import structlog
 import typer
 
 from understudy.actors.errors import ConfigurationError
 from understudy.config.connection import redact_url
-from understudy.runtime.broker.embedded import EmbeddedServer
+from understudy.runtime.cli.garbage import collect_as_usual
 from understudy.runtime.cli.options import (
     ConfigFile,
     HttpPort,
@@ -18,14 +18,15 @@ from understudy.runtime.cli.options import (
     LogLevel,
     Servers,
     Target,
+    log_as,
     remedies,
     settings_from,
 )
+from understudy.runtime.telemetry.node import node_name
 
 if TYPE_CHECKING:
     from understudy.config.settings import Settings
-
-_log = structlog.get_logger(__name__)
+    from understudy.runtime.broker.embedded import EmbeddedServer
 
 
 def run(
@@ -47,15 +48,18 @@ def run(
     Example: understudy run flights:app --embedded
 
     The first signal drains: what is being handled finishes, what is held goes back to the stream. A second
-    one kills. Logs go to stderr; /livez and /readyz answer on the HTTP port.
+    one kills. Logs go to stderr; /livez, /readyz, /healthz, /metrics and /api/tree answer
+    on the HTTP port.
     """
     if embedded and servers:
         raise ConfigurationError("--embedded starts a server of its own; leave out --servers")
     # Loaded when the command runs: --help needs none of it.
+    from understudy.runtime.broker.embedded import EmbeddedServer
     from understudy.runtime.cli.reload import Reloader
     from understudy.runtime.supervision.control import ControlPlaneError
     from understudy.runtime.system import CLEAN, ESCALATED, System
     from understudy.runtime.target import inspect_target
+    from understudy.runtime.telemetry.tracing import load_export
 
     flags: dict[str, object] = {
         "nats.servers": servers,
@@ -64,6 +68,7 @@ def run(
         "log.format": log_format,
     }
     settings = settings_from(config, flags, find_server=not embedded)
+    load_export(os.environ)
     reloader = Reloader(target, config, flags, settings) if reload else None
     # Until the system hears signals itself, the first one ends the command just as cleanly. SIGINT too is
     # set, since a shell without job control has its background commands ignore it.
@@ -72,10 +77,13 @@ def run(
     server = None
     try:
         app = inspect_target(target)
+        log_as(settings, app=app.name, node=node_name())
         if embedded:
             server = EmbeddedServer.start(settings.directory, sync_interval=settings.embedded.sync_interval)
             _explain_server(server, settings)
             settings = settings.with_servers(server.url)
+        # The imports are done, and forks are to come.
+        collect_as_usual()
         if reloader is not None:
             return reloader.run(server)
         with remedies(settings):
@@ -93,13 +101,16 @@ def run(
 
 
 def _explain_server(server: EmbeddedServer, settings: Settings) -> None:
+    import structlog
+
+    log = structlog.get_logger(__name__)
     if not settings.nats_is_default:
-        _log.info(
+        log.info(
             "servers not used: --embedded goes before them",
             servers=", ".join(map(redact_url, settings.nats.servers)),
         )
     if server.joined:
-        _log.info(
+        log.info(
             "uses the nats-server that another run in this directory started; it ends with that run",
             url=server.url,
         )

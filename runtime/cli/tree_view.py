@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from understudy.runtime.admin.nodes import TreeReply
+from understudy.runtime.cell.status import BreakerStatus
 from understudy.runtime.supervision.statefile import ChildStatus
 from understudy.runtime.supervision.tree import Cell, Supervisor
 
@@ -27,7 +28,11 @@ def view(reply: TreeReply, root: Supervisor) -> Iterator[str]:
     yield _fit(f"{node.app} on {node.name}  run {node.run_id}  {revision}  {ready}")
     yield from (_fit(f"  {part}: {why}") for part, why in reply.not_ready.items())
     yield _row("", _COLUMNS)
-    yield from _supervisor(root, "", "", reply.clock)
+    lines = _supervisor(root, "", "", reply.clock)
+    yield next(lines)
+    margin = "│  " if root.children else "   "
+    yield from (_fit(f"{margin}{line}") for line in _breakers_of_app(root, reply.clock))
+    yield from lines
 
 
 def _supervisor(supervisor: Supervisor, margin: str, below: str, now: float) -> Iterator[str]:
@@ -62,12 +67,36 @@ def _cell(cell: Cell, margin: str, below: str, now: float) -> Iterator[str]:
         counts = (own.held, *(own.counters[name] for name in ("handled", "failed", "dead_lettered")))
     yield _row(margin + cell.name, (state, by_parent.generation, by_parent.restarts, *counts))
     yield from _notes(f"{below}   ", by_parent, reason, now)
-    for breaker in own.breakers if own is not None and by_parent.state == "up" else ():
-        if breaker.state != "closed":
-            seconds = max(0.0, now - breaker.since)
-            yield _fit(
-                f"{below}   circuit breaker {breaker.name}: {breaker.state}, not closed for {seconds:.1f} s"
-            )
+    for breaker in _not_closed(cell):
+        if not breaker.of_app:
+            yield _fit(f"{below}   {_breaker(breaker, now)}")
+
+
+def _breakers_of_app(root: Supervisor, now: float) -> Iterator[str]:
+    """Yield the app's breakers that aren't closed, each once, with the cells that wait for it."""
+    known: dict[str, BreakerStatus] = {}
+    waiting: dict[str, list[str]] = {}
+    for cell in root.cells():
+        for breaker in _not_closed(cell):
+            if breaker.of_app:
+                # Not all cells have heard of the last trial yet.
+                known.setdefault(breaker.name, breaker)
+                if breaker.holds_up:
+                    waiting.setdefault(breaker.name, []).append(cell.name)
+    for name, breaker in sorted(known.items()):
+        held_up = f"; holds up {', '.join(waiting[name])}" if name in waiting else ""
+        yield f"{_breaker(breaker, now)}{held_up}"
+
+
+def _not_closed(cell: Cell) -> Iterator[BreakerStatus]:
+    # A cell that isn't up has nothing to say any more.
+    if cell.status is not None and cell.supervision.state == "up":
+        yield from (breaker for breaker in cell.status.breakers if breaker.state != "closed")
+
+
+def _breaker(breaker: BreakerStatus, now: float) -> str:
+    seconds = max(0.0, now - breaker.since)
+    return f"circuit breaker {breaker.name}: {breaker.state}, not closed for {seconds:.1f} s"
 
 
 def _notes(margin: str, by_parent: ChildStatus | None, reason: str, now: float) -> Iterator[str]:
