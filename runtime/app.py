@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,10 +11,13 @@ from typing import Any
 
 from understudy.actors.actor import Actor, ActorSpec
 from understudy.actors.errors import DeclarationError
+from understudy.actors.keywords import declares
 from understudy.actors.names import check_integer, check_name, nearest
 from understudy.actors.policies import CircuitBreaker
+from understudy.actors.saga import Saga
 from understudy.actors.subjects import overlap
 from understudy.actors.supervision import Child, ChildLike, Strategy, Supervisor
+from understudy.runtime.sagas import with_signals
 from understudy.runtime.specification import hash_specification
 from understudy.runtime.specs import (
     AppSpec,
@@ -62,6 +66,7 @@ class App:
     name: str
     revision: int
 
+    @declares("App")
     def __init__(
         self,
         name: str,
@@ -88,8 +93,8 @@ class App:
         for child in actors:
             _check_args(child, where)
             _check_needs(child, self._breakers, where)
-        self._children = {child.spec.name: child for child in actors}
-        self._consumers = {child.spec.name: self._consumer(child) for child in actors}
+        self._children = {child.spec.name: self._with_signals(child) for child in actors}
+        self._consumers = {child.spec.name: self._consumer(child) for child in self._children.values()}
         durables = (f"{consumer.durable}" for consumer in self._consumers.values())
         _check_unique(where, "durables", durables, "each actor needs one of its own")
         _check_work_queues(self._streams, tuple(self._consumers.values()), where)
@@ -126,6 +131,17 @@ class App:
             consumer=self._consumers[name],
         )
 
+    def _with_signals(self, child: Child) -> Child:
+        if not issubclass(child.actor_class, Saga):
+            return child
+        where = f"app {self.name!r}: actor {child.spec.name!r}"
+        stream = _find_stream(self._streams, child.spec, where)
+        durable = child.spec.options.durable or default_durable(self.name, child.spec.name)
+        # The user's may be a child of another app, too.
+        bound = copy.copy(child)
+        bound.spec = with_signals(child.spec, child.actor_class, self._streams, stream, durable, where)
+        return bound
+
     def _consumer(self, child: Child) -> ConsumerSpec:
         spec, options = child.spec, child.spec.options
         stream = _find_stream(self._streams, spec, f"app {self.name!r}: actor {spec.name!r}")
@@ -142,6 +158,7 @@ class App:
             has_marks=options.idempotency is not None and options.idempotency.store == "kv",
             specification=hash_specification(spec, stream),
             has_state=options.state is not None,
+            is_saga=issubclass(child.actor_class, Saga),
         )
 
     def _supervisor(self, supervisor: Supervisor) -> SupervisorSpec:

@@ -12,11 +12,13 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A stream; what is None is left to the server at creation and not compared afterwards.
 
     `existing` says that the app only uses it: nothing is created or compared, and `subjects` is empty.
+    `timers` says that events may be published to it with a delay.
     """
 
     name: str
     subjects: tuple[str, ...]
     existing: bool = False
+    timers: bool = False
     storage: str | None = None
     retention: str | None = None
     max_age_seconds: float | None = None
@@ -45,6 +47,7 @@ class ConsumerSpec(msgspec.Struct, frozen=True, kw_only=True):
     has_marks: bool = False
     specification: str
     has_state: bool = False
+    is_saga: bool = False
 
 
 def default_durable(app: str, actor: str) -> str:

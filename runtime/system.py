@@ -12,41 +12,44 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import structlog
 import uvloop
 
 # Loaded before the fork, though used only below it: a cell then starts in milliseconds.
 import understudy.runtime.cell.host  # noqa: F401
-from understudy.actors.errors import BrokerError
 from understudy.config.connection import redact_url
 from understudy.config.settings import Settings
 from understudy.runtime.admin.nodes import Node
 from understudy.runtime.admin.operator import Operator, semantic
+from understudy.runtime.admin.pending import Pending
 from understudy.runtime.admin.port import check_port
 from understudy.runtime.broker.embedded import EmbeddedServer
-from understudy.runtime.cell.cellfile import CellFileError, DeadCellFile
 from understudy.runtime.cell.messages import PauseChanged, Stop
 from understudy.runtime.cell.start import RunSpec
 from understudy.runtime.jetstream import connection
-from understudy.runtime.jetstream.changes import Topology
-from understudy.runtime.jetstream.pinning import unpin
 from understudy.runtime.jetstream.topology import ensure_topology
+from understudy.runtime.jetstream.topology_report import report_topology
 from understudy.runtime.specs import AppSpec, cell_names
-from understudy.runtime.supervision.child import describe_exit
 from understudy.runtime.supervision.control import ControlPlane, ControlPlaneError
+from understudy.runtime.supervision.control_processes import DEATHS_SETTLE_SECONDS, ControlProcesses
+from understudy.runtime.supervision.crash_dump import dump_crashes_into, take_crash_dumps
+from understudy.runtime.supervision.dead_cells import release_dead_cells
 from understudy.runtime.supervision.health import missing_parts, silent_supervisors
 from understudy.runtime.supervision.messages import Restart, StartSupervisor
 from understudy.runtime.supervision.processes import kill_descendants, reap_children
 from understudy.runtime.supervision.run_directory import RunDirectory
 from understudy.runtime.supervision.self_check import check_control_plane
-from understudy.runtime.supervision.statefile import read_state
+from understudy.runtime.supervision.statefile import Cause, read_state
 from understudy.runtime.supervision.tree import Supervisor, read_tree
-from understudy.runtime.telemetry.logs import configure_logging, resolve_format
+from understudy.runtime.supervision.watched_process import WatchedProcess
+from understudy.runtime.telemetry.logs import configure_logging, flush_suppressed, resolve_format
+from understudy.runtime.telemetry.node import node_name
 
 CLEAN = 0
 ESCALATED = 70
@@ -60,12 +63,15 @@ IDLE_POLL_SECONDS = 1.0
 # What the root is given beyond the drain's timeout, within which it kills and reports.
 ROOT_MARGIN_SECONDS = 2.0
 SHUTDOWN_SECONDS = 2.0
-# Between the first death seen and the question who died first: one death brings others with it.
-DEATHS_SETTLE_SECONDS = 0.05
+# Signals within it of the first one are the same wish: coreutils' timeout signals its child and then its
+# whole group, and a terminal's Ctrl-C reaches both us and who started us, who often passes it on.
+SAME_SIGNAL_SECONDS = 0.5
 # How long what was cancelled may take to end before it is cancelled again.
 CANCEL_SECONDS = 1.0
 
 _log = structlog.get_logger(__name__)
+if TYPE_CHECKING:
+    from understudy.runtime.admin.metrics import Metrics
 
 
 class System:
@@ -87,13 +93,16 @@ class System:
         self._spare = [embedded.pid] if embedded is not None and embedded.pid is not None else []
         self._directory: RunDirectory
         self._broker_state = "not connected yet"
-        self._draining = False
+        # Of the monotonic clock; None until the tree is drained.
+        self._drains_since: float | None = None
         self._ending = False
-        self._signals = 0
-        self._named = False
+        # When the first signal came, of the monotonic clock.
+        self._signalled_at: float | None = None
         # What the drain has left undone.
         self._left: tuple[str, ...] = ()
         self._node: Node
+        self._metrics: Metrics
+        self._pending = Pending(app.consumers)
         self._tell_root: Callable[[object], Coroutine[Any, Any, None]]
 
     def run(self) -> int:
@@ -108,7 +117,12 @@ class System:
         """
         http = self._settings.http
         log_format = resolve_format(self._settings.log.format)
-        install_logging = partial(configure_logging, format=log_format, context={"app": self._app.name})
+        install_logging = partial(
+            configure_logging,
+            format=log_format,
+            context={"app": self._app.name, "node": node_name()},
+            rules=self._settings.log.rules(),
+        )
         install_logging(level=self._settings.log.level)
         check_port(http.host, http.port)
         self._directory = RunDirectory.create(self._app.name)
@@ -125,8 +139,7 @@ class System:
                 {consumer.actor: consumer.cells for consumer in self._app.consumers}
             ):
                 _log.info("found what an earlier run left", cell_files=taken)
-            # Of what Thespian's own processes say, only what goes wrong matters to anyone.
-            plane = ControlPlane.start(partial(install_logging, level="warning"))
+            plane = ControlPlane.start(partial(self._begin_process, install_logging))
             check_control_plane(plane)
             run = RunSpec(
                 app=self._app.name,
@@ -139,6 +152,8 @@ class System:
                 log_level=self._settings.log.level,
                 log_format=log_format,
                 shutdown_timeout_seconds=self._settings.shutdown_timeout_seconds,
+                log_rules=self._settings.log.rules(),
+                trace_relation=self._settings.traces.relation,
             )
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 status = runner.run(self._watch(plane, run))
@@ -146,15 +161,23 @@ class System:
             # A user's subprocess isn't bound to our life as our own are.
             if left := kill_descendants(spare=self._spare):
                 _log.error("processes are left", pids=left)
+            for pid, dump in take_crash_dumps(self._directory.path):
+                _log.error("process crashed", child_pid=pid, crash_dump=dump)
             self._directory.close()
         _log.info("stopped", exit_status=status)
         return status
+
+    def _begin_process(self, install_logging: Callable[..., None]) -> None:
+        # Of what Thespian's own processes say, only what goes wrong matters to anyone.
+        install_logging(level="warning")
+        dump_crashes_into(self._directory.path)
 
     # In the event loop
 
     async def _watch(self, plane: ControlPlane, run: RunSpec) -> int:
         """Serve until the tree has ended, a process of the control plane dies, or a second signal comes."""
         # Loaded after the fork, so that no cell carries an HTTP server that it never uses.
+        from understudy.runtime.admin.metrics import Metrics
         from understudy.runtime.admin.probes import build_routes
         from understudy.runtime.admin.server import HttpServer
 
@@ -162,8 +185,9 @@ class System:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        self._deaths = {"admin": _Watched(plane.admin_pid), "logger": _Watched(plane.logger_pid)}
+        self._control = ControlProcesses(plane.admin_pid, plane.logger_pid)
         http = HttpServer(self._settings.http.host, self._settings.http.port)
+        self._metrics = Metrics(self._app, self._directory.path, self, get_args(Cause), self._pending.scraped)
         http.start(build_routes(self, self._settings.http.host))
         # Told before anything can go wrong: readiness is asked there most when it doesn't come.
         servers = [redact_url(server) for server in run.connection.servers]
@@ -194,9 +218,11 @@ class System:
                     await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_signal(self) -> None:
-        self._signals += 1
+        now = time.monotonic()
         # Not any in a drain: an operator may have begun that, and a service manager knows nothing of it.
-        if self._signals > 1:
+        if self._signalled_at is None:
+            self._signalled_at = now
+        elif now - self._signalled_at > SAME_SIGNAL_SECONDS:
             self._kill.set()
         self._stop.set()
 
@@ -206,28 +232,9 @@ class System:
         return KILLED
 
     async def _control_plane_died(self) -> int:
-        await asyncio.wait(
-            [asyncio.ensure_future(watched.ended.wait()) for watched in self._deaths.values()],
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        await asyncio.sleep(DEATHS_SETTLE_SECONDS)
-        self._name_the_dead()
+        await self._control.one_died()
+        self._control.name_the_dead()
         return ESCALATED
-
-    def _name_the_dead(self) -> None:
-        """Log once which process of the control plane has taken the others along."""
-        if self._named:
-            return
-        self._named = True
-        admin, logger = self._deaths["admin"], self._deaths["logger"]
-        how = admin.how()
-        if not (admin.ended.is_set() or logger.ended.is_set()):
-            _log.error("control plane died", process="root supervisor")
-        elif logger.ended.is_set() and "killed" not in how:
-            # The admin takes the logger along if it is killed, and ends by itself if its logger died.
-            _log.error("control plane died", process="logger", reason="ended")
-        else:
-            _log.error("control plane died", process="admin", reason=how)
 
     async def _serve(self, plane: ControlPlane, run: RunSpec, url: str) -> int:
         """Start the tree, keep it up until a signal, and drain it."""
@@ -238,23 +245,23 @@ class System:
             starting.cancel()
             return CLEAN
         client = await starting
+        asking = asyncio.create_task(self._pending.keep_asking(client), name="understudy-pending")
         try:
             address, pid = plane.create(ROOT_CLASS)
-            root = _Watched(pid)
-            await plane.tell(
-                address, StartSupervisor(run=run, spec=self._app.root, generation=1, is_root=True)
-            )
+            root = WatchedProcess(pid)
             self._tell_root = partial(plane.tell, address)
+            await self._tell_root(StartSupervisor(run=run, spec=self._app.root, generation=1, is_root=True))
             operator = Operator(self, self._node, self._directory.path)
             await operator.serve(client)
             await self._keep_up(root, url)
             if not root.ended.is_set():
-                await self._drain(plane, address, root)
-            await self._release_pins(client)
-            status = await self._verdict(root)
+                await self._drain(root)
+            left_behind = await release_dead_cells(client, self._directory.cell_files(), self._app.consumers)
+            status = await self._verdict(root, left_behind)
             await operator.say_last(status, self._left)
             return status
         finally:
+            asking.cancel()
             await connection.close(client)
 
     async def _prepare_broker(self, run: RunSpec) -> Any:
@@ -268,10 +275,10 @@ class System:
     def _on_broker_state(self, state: str) -> None:
         self._broker_state = state
 
-    async def _keep_up(self, root: _Watched, url: str) -> None:
+    async def _keep_up(self, root: WatchedProcess, url: str) -> None:
         """Return when a signal came, or the root or its files are gone; say once that everything is up."""
         said = False
-        server = _Watched(self._spare[0]) if self._spare else None
+        server = WatchedProcess(self._spare[0]) if self._spare else None
         ends = [asyncio.create_task(event.wait()) for event in (self._stop, root.ended)]
         try:
             while not (self._stop.is_set() or root.ended.is_set()):
@@ -279,7 +286,7 @@ class System:
                     # Nobody starts it again, but nothing is lost either: the next run finds its store.
                     _log.error("the embedded nats-server died; stop this run and start it anew")
                     server = None
-                reap_children([*self._spare, *(watched.pid for watched in self._deaths.values())])
+                reap_children([*self._spare, *self._control.pids])
                 if self._directory.is_gone():
                     # Supervisors would take cells for hung, and none could start; the next run has a new one.
                     _log.error("the run directory is gone", path=str(self._directory.path))
@@ -287,53 +294,46 @@ class System:
                 if not said and not self.not_ready():
                     said = True
                     _log.info("ready", http=url)
+                flush_suppressed()
                 seconds = IDLE_POLL_SECONDS if said else POLL_SECONDS
                 await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for end in ends:
                 end.cancel()
 
-    async def _drain(self, plane: ControlPlane, address: Any, root: _Watched) -> None:
+    async def _drain(self, root: WatchedProcess) -> None:
         timeout = self._settings.shutdown_timeout_seconds
-        self._draining = True
+        self._drains_since = time.monotonic()
         _log.info("draining", timeout_seconds=timeout)
         with contextlib.suppress(ControlPlaneError, TimeoutError):
             async with asyncio.timeout(timeout + ROOT_MARGIN_SECONDS):
-                await plane.tell(address, Stop(timeout_seconds=timeout))
+                await self._tell_root(Stop(timeout_seconds=timeout))
                 await root.ended.wait()
 
-    async def _release_pins(self, client: connection.Connection) -> None:
-        """Let other nodes have what a dead cell owned that isn't started again; a drained one has done so."""
-        for path in self._directory.path.glob("*.cell") if client.is_connected else ():
-            try:
-                file = DeadCellFile.claim(path)
-                if file is not None:
-                    file.release()
-                    owned = file.identity
-                    if await unpin(client, owned.stream, owned.durable, owned.pin_id):
-                        _log.info("released", cell=owned.cell)
-            except (BrokerError, CellFileError) as error:
-                _log.warning("a pin is left to time out", file=path.name, error=str(error))
+    async def _verdict(self, root: WatchedProcess, left_behind: list[str]) -> int:
+        """Return the exit status that the root's last word amounts to.
 
-    async def _verdict(self, root: _Watched) -> int:
-        """Return the exit status that the root's last word amounts to."""
+        Args:
+            root: its process.
+            left_behind: dead cells with deliveries that nobody has.
+        """
         if self._directory.is_gone():
             return ESCALATED
         status = read_state(self._directory.path, self._app.root.name)
         if status is not None and status.state == "escalated":
             _log.error("the tree gave up", supervisor=status.name, reason=status.reason)
             return ESCALATED
-        if self._draining and not root.ended.is_set():
+        if self._drains_since is not None and not root.ended.is_set():
             self._left = (f"supervisor {self._app.root.name}",)
-            _log.error("not everything was drained", left=list(self._left))
-            return DRAIN_TIMED_OUT
-        if status is None or status.state != "stopped":
+        elif status is None or status.state != "stopped":
             # A dead admin takes the root along, and then is what is to be named.
             await asyncio.sleep(2 * DEATHS_SETTLE_SECONDS)
-            self._name_the_dead()
+            self._control.name_the_dead()
             return ESCALATED
-        if status.not_drained:
-            self._left = status.not_drained
+        else:
+            # One that was killed in the drain is both.
+            self._left = tuple(dict.fromkeys([*status.not_drained, *left_behind]))
+        if self._left:
             _log.error("not everything was drained", left=list(self._left))
             return DRAIN_TIMED_OUT
         return CLEAN
@@ -343,8 +343,7 @@ class System:
         with contextlib.suppress(ControlPlaneError, TimeoutError):
             async with asyncio.timeout(SHUTDOWN_SECONDS):
                 await plane.shutdown()
-                for watched in self._deaths.values():
-                    await watched.ended.wait()
+                await self._control.ended()
 
     # What the operator does
 
@@ -352,6 +351,11 @@ class System:
     def is_draining(self) -> bool:
         """Whether the drain has begun."""
         return self._stop.is_set()
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long the drain took so far; 0 before it."""
+        return 0.0 if self._drains_since is None else time.monotonic() - self._drains_since
 
     def generations(self) -> dict[str, int]:
         """Return every cell's name with its generation, 0 for one that was never started."""
@@ -387,7 +391,7 @@ class System:
 
     def not_ready(self) -> dict[str, str]:
         """Return what isn't at work: the broker, supervisors, cells; all of it while draining."""
-        if self._draining or self._ending:
+        if self._drains_since is not None or self._ending:
             return {"launcher": "draining"}
         broker = {} if self._broker_state == "connected" else {"broker": self._broker_state}
         return broker | missing_parts(self.tree())
@@ -396,43 +400,6 @@ class System:
         """Return the tree as it is now."""
         return read_tree(self._directory.path, self._app.root.name)
 
-
-def report_topology(topology: Topology) -> None:
-    """Log what was changed on the server, and what is left as a newer revision has made it.
-
-    Args:
-        topology: what `ensure_topology` has done.
-    """
-    for change in topology.changes:
-        if change.kind == "kept":
-            continue
-        if change.remedy:
-            _log.warning("topology changed", change=change.done, remedy=change.remedy)
-        else:
-            _log.info("topology changed", change=change.done)
-    if kept := [str(change) for change in topology.changes if change.kind == "kept"]:
-        _log.warning("a newer revision is deployed; left as it is", differences=kept)
-
-
-class _Watched:
-    """A process whose end sets an event; made in the event loop."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.ended = asyncio.Event()
-        self._descriptor = os.pidfd_open(pid)
-        asyncio.get_running_loop().add_reader(self._descriptor, self._on_end)
-
-    def _on_end(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        self.ended.set()
-
-    def how(self) -> str:
-        """Return how the process ended, if it is a child of ours."""
-        try:
-            result = os.waitid(os.P_PIDFD, self._descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            result = None
-        if result is None:
-            return describe_exit(None)
-        return describe_exit(result.si_status if result.si_code == os.CLD_EXITED else -result.si_status)
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics as an Accept header asks for them, and their type."""
+        return self._metrics.render(accept)

@@ -82,7 +82,7 @@ def load_app(target: str) -> App:
             f"packages; change to its directory, or install it"
         ) from error
     except DeclarationError as error:
-        raise ConfigurationError(str(error)) from error
+        raise ConfigurationError(f"{error}{_where(error)}") from error
     except SystemExit as error:
         raise ConfigurationError(
             f"target {target!r}: the module ended by sys.exit({error.code!r}) when it was imported; "
@@ -122,13 +122,26 @@ def _find_app(target: str, module: ModuleType, attribute: str) -> App:
     return app
 
 
-def _describe_raised(target: str, error: Exception) -> str:
-    # The frames of this file and of the import machinery say nothing to a user.
-    frames = [
+def _where(error: DeclarationError) -> str:
+    """The user's line that declares it, on a line of its own; nothing if there is none."""
+    package = f"{Path(__file__).parents[1]}{os.sep}"
+    for frame in reversed(_frames(error)):
+        if not frame.filename.startswith(package):
+            return f'\n  File "{frame.filename}", line {frame.lineno}'
+    return ""
+
+
+def _frames(error: Exception) -> list[traceback.FrameSummary]:
+    """Where an import has raised, but for this file and the import machinery, which say nothing to a user."""
+    return [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen")
     ]
+
+
+def _describe_raised(target: str, error: Exception) -> str:
+    frames = _frames(error)
     lines = traceback.format_list(frames[-_TRACEBACK_FRAMES:]) + traceback.format_exception_only(error)
     return f"target {target!r}: its module raised when it was imported:\n{''.join(lines).rstrip()}"
 

@@ -97,6 +97,7 @@ class Operator:
             metadata=self._node.metadata(),
             group=self._node.group,
             endpoints={"tree": self._tree, "actor": self._actor, "drain": self._drain},
+            data=self._summary,
         )
 
     async def say_last(self, exit_status: int, left: Iterable[str]) -> None:
@@ -109,6 +110,20 @@ class Operator:
         for question in self._drain_questions:
             with contextlib.suppress(BrokerError):
                 await question.answer(msgspec.json.encode(Drained(exit_status=exit_status, left=tuple(left))))
+
+    def _summary(self, endpoint: str) -> dict[str, object]:
+        """Return the node in short, which its statistics say where the whole tree can be asked for."""
+        if endpoint != "tree":
+            return {}
+        operated = self._operated
+        not_ready, cells = operated.not_ready(), operated.generations()
+        return {
+            "ready": not not_ready,
+            "not_ready": not_ready,
+            "draining": operated.is_draining,
+            "cells": len(cells),
+            "paused": sorted(read_paused(self._directory).intersection(cells)),
+        }
 
     async def _tree(self, _: Question) -> bytes:
         operated = self._operated

@@ -1,4 +1,4 @@
-"""The launcher's HTTP routes: liveness, readiness, health and the tree."""
+"""The launcher's HTTP routes: liveness, readiness, health, metrics and the tree, and which there are."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ from typing import Protocol
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 OK = 200
 FORBIDDEN = 403
+NOT_FOUND = 404
+NOT_ALLOWED = 405
 UNAVAILABLE = 503
+# What each page tells.
+PAGES = {
+    "/livez": "whether the launcher and the supervisors answer; 503 if a restart of the whole would help",
+    "/readyz": "whether everything that the app declares is at work; 503 if not, and what isn't",
+    "/healthz": "both",
+    "/metrics": "what Prometheus scrapes",
+    "/api/tree": "supervisors and cells as they are now; from this machine only",
+}
 
 
 class Probed(Protocol):
-    """What the routes ask; each call is made in the launcher's event loop and must not block."""
+    """What the routes ask; all but `metrics` in the launcher's event loop, where it must not block."""
 
     def not_alive(self) -> dict[str, str]:
         """Return the parts that a restart of the whole would mend, each with why; never the broker."""
@@ -27,6 +38,9 @@ class Probed(Protocol):
 
     def tree(self) -> object:
         """Return the tree as something that msgspec can write as JSON."""
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics as an Accept header asks for them, and their type; called in a thread."""
 
 
 def build_routes(probed: Probed, host: str) -> Starlette:
@@ -57,13 +71,22 @@ def build_routes(probed: Probed, host: str) -> Starlette:
             return _json(FORBIDDEN, {"error": "the API is open on loopback only"})
         return _json(OK, probed.tree())
 
+    async def prometheus(request: Request) -> Response:
+        if is_loopback(host) and not _names_us(request.url.hostname, host):
+            return _json(FORBIDDEN, {"error": "on loopback the metrics are for who asks for this machine"})
+        body, content_type = await run_in_threadpool(probed.metrics, request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    pages = {
+        "/livez": livez,
+        "/readyz": readyz,
+        "/healthz": healthz,
+        "/metrics": prometheus,
+        "/api/tree": tree,
+    }
     return Starlette(
-        routes=[
-            Route("/livez", livez),
-            Route("/readyz", readyz),
-            Route("/healthz", healthz),
-            Route("/api/tree", tree),
-        ]
+        routes=[Route("/", _index), *(Route(path, page) for path, page in pages.items())],
+        exception_handlers={NOT_FOUND: _not_found, NOT_ALLOWED: _not_allowed},
     )
 
 
@@ -81,6 +104,21 @@ def is_loopback(host: str | None) -> bool:
         return host == "localhost"
 
 
+async def _index(_: Request) -> Response:
+    return _json(OK, {"pages": PAGES})
+
+
+async def _not_found(request: Request, _: Exception) -> Response:
+    return _json(NOT_FOUND, {"error": f"there is no {request.url.path}", "pages": PAGES})
+
+
+async def _not_allowed(request: Request, _: Exception) -> Response:
+    # Whoever wants to change something takes the command line.
+    response = _json(NOT_ALLOWED, {"error": f"{request.url.path} is only for reading, not {request.method}"})
+    response.headers["Allow"] = "GET, HEAD"
+    return response
+
+
 def _names_us(named: str | None, host: str) -> bool:
     return is_loopback(named) or named == host
 
@@ -90,4 +128,6 @@ def _report(question: str, failing: dict[str, str]) -> Response:
 
 
 def _json(status: int, body: object) -> Response:
-    return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
+    # What was so a moment ago says nothing of now.
+    headers = {"Cache-Control": "no-store"}
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")

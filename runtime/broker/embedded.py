@@ -68,6 +68,7 @@ class EmbeddedServer:
         Raises:
             ConfigurationError: no usable nats-server, a directory that can't be written, or a server that
                 doesn't come up; the text has the end of its log.
+            RuntimeError: called in another thread than the main one.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(
@@ -192,6 +193,7 @@ def _launch(binary: Path, directory: Path, port: int, sync_interval: str) -> Emb
         url = _wait_until_up(process, directory)
         (directory / "nats.url").write_text(f"{url}\n", encoding="utf-8")
     except BaseException:
+        # Also Ctrl-C: what isn't up has nobody to stop it.
         process.kill()
         process.wait()
         raise
