@@ -1,18 +1,20 @@
-"""Flights from New York, worked through by three actors in a tree of two levels.
+"""Flights from New York, worked through by five actors in a tree of two levels.
 
     flights
-    ├─ statistics        counts per carrier, in order
+    ├─ statistics        counts per carrier, in order, in a state that outlives its cell
     ├─ delay-monitor     turns a departure more than an hour late into an event of its own
     └─ ops
-       └─ notifier       two cells that tell a service about late flights, behind a circuit breaker
+       ├─ notifier       two cells that tell a service about late flights, behind a circuit breaker
+       ├─ rebooking      a saga for each flight more than three hours late: seat, charge, message
+       └─ cashier        charges for the saga, and replies
 
-`understudy demo` shows all of it at work, with an outage of the service and a cell that is killed. To run it
-by hand: `understudy run understudy.examples.flights.app:app --embedded`.
+`understudy demo` shows all of it at work, with an outage of the service and cells that are killed. To run it
+by hand: `understudy run understudy.examples.flights.app:app --embedded`, and for the notices and the
+rebookings `python -m understudy.examples.flights.service`.
 """
 
 import asyncio
 import os
-import sqlite3
 
 from understudy import (
     Actor,
@@ -20,94 +22,52 @@ from understudy import (
     Child,
     CircuitBreaker,
     Context,
-    Event,
+    Idempotency,
     Mailbox,
-    StartContext,
+    State,
     Stream,
     Supervisor,
     handles,
 )
 from understudy.examples.flights.client import post_notice
+from understudy.examples.flights.events import Delayed, Departed
+from understudy.examples.flights.rebooking import BOOKINGS, Cashier, Rebooking
 
-DATABASE = os.environ.get("FLIGHTS_DATABASE", "flights.sqlite3")
 SERVICE_URL = os.environ.get("FLIGHTS_SERVICE_URL", "http://127.0.0.1:8470")
 
 LATE_MINUTES = 60
 
 
-class Departed(Event, subject="flights.departed"):
-    """A flight has left, or was cancelled: then it has no delay."""
+class CarrierStatistics(State):
+    """What has been counted of one carrier.
 
-    carrier: str
-    flight: int
-    origin: str
-    dest: str
-    scheduled: str
-    delay_minutes: float | None
-
-
-class Delayed(Event, subject="flights.delayed"):
-    """A flight has left more than an hour late."""
-
-    carrier: str
-    flight: int
-    origin: str
-    scheduled: str
-    delay_minutes: float
-
-
-class Statistics(Actor, key="carrier"):
-    """Counts flights, cancellations and delays of each carrier.
-
-    With `key` the deliveries of one carrier come one at a time, in the order of the stream. One can come
-    again, if a cell died after it had counted it and before it had acknowledged it. So the actor writes down
-    which sequences it has counted, in the transaction that counts them. What it holds in memory dies with its
-    cell; the database is a file, and outlives it.
+    `last_sequence` and `out_of_order` are there to be checked: the second has to stay zero.
     """
 
-    def __init__(self, database: str) -> None:
-        self.path = database
+    flights: int = 0
+    cancelled: int = 0
+    delay_minutes: float = 0.0
+    last_sequence: int = 0
+    out_of_order: int = 0
 
-    async def on_start(self, ctx: StartContext) -> None:  # noqa: ARG002
-        """Open the database: not in `__init__`, so that a test can make the actor without a file."""
-        # Without a sync per commit the file survives the death of the process, though not of the machine.
-        self.database = sqlite3.connect(self.path)
-        self.database.executescript(
-            """
-            PRAGMA journal_mode = WAL;
-            PRAGMA synchronous = OFF;
-            CREATE TABLE IF NOT EXISTS applied (sequence INTEGER PRIMARY KEY);
-            CREATE TABLE IF NOT EXISTS carriers (
-                carrier TEXT PRIMARY KEY, flights INTEGER, cancelled INTEGER, delay_minutes REAL,
-                last_sequence INTEGER, out_of_order INTEGER
-            ) WITHOUT ROWID;
-            """
-        )
 
-    async def on_stop(self) -> None:
-        """Close the database."""
-        self.database.close()
+class Statistics(Actor, key="carrier", state=CarrierStatistics):
+    """Counts flights, cancellations and delays of each carrier.
 
-    # The transaction takes some 30 µs, less than a thread would cost: the cell's loop may well wait for it.
+    With `key` the deliveries of one carrier come one at a time, in the order of the stream. What the handler
+    changes in `ctx.state` is stored, together with the sequence of its delivery, before that is acknowledged.
+    So a departure that comes again, because a cell died, isn't counted again, and nothing here sees to that.
+    """
+
     @handles
     async def departed(self, event: Departed, ctx: Context) -> None:
-        """Count a departure, once."""
-        sequence = ctx.delivery.sequence
-        with self.database:
-            new = self.database.execute("INSERT OR IGNORE INTO applied VALUES (?)", (sequence,)).rowcount
-            if new:
-                self.database.execute(
-                    """
-                    INSERT INTO carriers VALUES (?, 1, ?, ?, ?, 0)
-                    ON CONFLICT (carrier) DO UPDATE SET
-                        flights = flights + 1,
-                        cancelled = cancelled + excluded.cancelled,
-                        delay_minutes = delay_minutes + excluded.delay_minutes,
-                        out_of_order = out_of_order + (excluded.last_sequence < last_sequence),
-                        last_sequence = max(last_sequence, excluded.last_sequence)
-                    """,
-                    (event.carrier, event.delay_minutes is None, event.delay_minutes or 0.0, sequence),
-                )
+        """Count a departure."""
+        carrier: CarrierStatistics = ctx.state
+        carrier.flights += 1
+        carrier.cancelled += event.delay_minutes is None
+        carrier.delay_minutes += event.delay_minutes or 0.0
+        carrier.out_of_order += ctx.delivery.sequence < carrier.last_sequence
+        carrier.last_sequence = max(ctx.delivery.sequence, carrier.last_sequence)
 
 
 class DelayMonitor(Actor, key="carrier"):
@@ -127,14 +87,26 @@ class DelayMonitor(Actor, key="carrier"):
         )
 
 
-NOTICES = CircuitBreaker("notices", fail_max=3, reset_timeout_seconds=0.5)
+# With a timeout, so that a trial whose cell was killed stands in the way for no longer.
+NOTICES = CircuitBreaker("notices", fail_max=3, reset_timeout_seconds=0.5, timeout_seconds=2)
 
 
-class Notifier(Actor, replicas=2, mailbox=Mailbox(capacity=16), breakers=(NOTICES,)):
-    """Tells the service about late flights.
+class Notifier(
+    Actor,
+    replicas=2,
+    concurrency=4,
+    mailbox=Mailbox(capacity=16),
+    idempotency=Idempotency(window_seconds=3600),
+    breakers=(NOTICES,),
+):
+    """Tells the service about late flights, each once.
 
     While the service is down the breaker is open: a cell holds what is in its small mailbox, pulls nothing
     more, and the rest waits in the stream. The order of notices doesn't matter, so two cells share the work.
+
+    What has been handled is marked, and skipped when it comes again. A cell that is killed while it waits for
+    the service's answer leaves no mark, and nobody here can know whether the notice was taken: it is posted
+    again, and by its key the service knows it.
     """
 
     def __init__(self, service_url: str) -> None:
@@ -143,17 +115,16 @@ class Notifier(Actor, replicas=2, mailbox=Mailbox(capacity=16), breakers=(NOTICE
     @handles
     async def delayed(self, event: Delayed, ctx: Context) -> None:
         """Post a notice under a key that is the same however often the event is handled."""
-        key = f"{ctx.delivery.stream}-{ctx.delivery.sequence}"
         async with ctx.breaker(NOTICES.name):
-            await asyncio.to_thread(post_notice, self.service_url, key, event)
+            await asyncio.to_thread(post_notice, self.service_url, ctx.delivery.idempotency_key, event)
 
+
+OPS = [Child(actor, args={"service_url": SERVICE_URL}) for actor in (Notifier, Rebooking, Cashier)]
 
 app = App(
     "flights",
-    streams=[Stream("FLIGHTS", subjects=["flights.>"])],
-    children=[
-        Child(Statistics, args={"database": DATABASE}),
-        DelayMonitor,
-        Supervisor("ops", children=[Child(Notifier, args={"service_url": SERVICE_URL})]),
-    ],
+    # With timers: a saga sets one while it waits for a reply.
+    streams=[Stream("FLIGHTS", subjects=["flights.>"], timers=True)],
+    children=[Statistics, DelayMonitor, Supervisor("ops", children=OPS)],
+    breakers=[BOOKINGS],
 )

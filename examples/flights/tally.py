@@ -3,14 +3,12 @@
 The file's side is computed from its rows alone: it shares no code with the actors.
 """
 
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
+from understudy.examples.flights.app import CarrierStatistics
 from understudy.examples.flights.departures import Departure
 
 Notice: TypeAlias = tuple[str, int, str, str, float]
@@ -34,10 +32,20 @@ class CarrierTally:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tally:
-    """The counts of a whole run, or of the file."""
+    """The counts of a whole run, or of the file.
+
+    Attributes:
+        carriers: by their code.
+        announced: how many flights were announced as late, in the stream.
+        notices: of which the service has sent notices, and how many.
+        conflicts: how many requests came with the key of another notice.
+        out_of_order: how many departures were counted after a later one of their carrier.
+    """
 
     carriers: Mapping[str, CarrierTally]
+    announced: int
     notices: Counter[Notice]
+    conflicts: int = 0
     out_of_order: int = 0
 
 
@@ -61,25 +69,31 @@ def expected(departures: Iterable[Departure]) -> Tally:
         )
         for carrier, count in flights.items()
     }
-    return Tally(carriers=carriers, notices=notices)
+    return Tally(carriers=carriers, announced=notices.total(), notices=notices)
 
 
-def counted(database: Path, ledger: Mapping[str, Mapping[str, Any]]) -> Tally:
-    """What the statistics actor's database and the service's ledger say."""
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        rows = connection.execute(
-            "SELECT carrier, flights, cancelled, delay_minutes, out_of_order FROM carriers"
-        ).fetchall()
+def counted(states: Mapping[str, CarrierStatistics], announced: int, ledger: Mapping[str, Any]) -> Tally:
+    """What a run has left.
+
+    Args:
+        states: the statistics actor's, by carrier.
+        announced: how many late flights the stream holds.
+        ledger: the service's report.
+    """
     return Tally(
         carriers={
-            carrier: CarrierTally(flights=flights, cancelled=cancelled, total_delay_minutes=delay)
-            for carrier, flights, cancelled, delay, _ in rows
+            carrier: CarrierTally(
+                flights=state.flights, cancelled=state.cancelled, total_delay_minutes=state.delay_minutes
+            )
+            for carrier, state in states.items()
         },
+        announced=announced,
         notices=Counter(
             (n["carrier"], n["flight"], n["origin"], n["scheduled"], n["delay_minutes"])
-            for n in ledger.values()
+            for n in ledger["notices"].values()
         ),
-        out_of_order=sum(row[-1] for row in rows),
+        conflicts=ledger["conflicts"],
+        out_of_order=sum(state.out_of_order for state in states.values()),
     )
 
 
@@ -91,7 +105,7 @@ def differences(expected: Tally, counted: Tally) -> list[str]:
         right = expected.carriers.get(carrier, nothing)
         ours = counted.carriers.get(carrier, nothing)
         found += [
-            f"{carrier}: {getattr(ours, what):,} {words} counted, {getattr(right, what):,} in the file"
+            f"{carrier}: {words}: {getattr(ours, what):,} counted, {getattr(right, what):,} in the file"
             for what, words in (
                 ("flights", "flights"),
                 ("cancelled", "cancelled flights"),
@@ -99,12 +113,21 @@ def differences(expected: Tally, counted: Tally) -> list[str]:
             )
             if getattr(ours, what) != getattr(right, what)
         ]
-    missing = (expected.notices - counted.notices).total()
-    surplus = (counted.notices - expected.notices).total()
-    if missing:
-        found.append(f"notices: {missing:,} late flights of the file are not in the service's ledger")
-    if surplus:
-        found.append(f"notices: {surplus:,} in the service's ledger are of no late flight, or there twice")
+    if counted.announced != expected.announced:
+        found.append(
+            f"late flights: {counted.announced:,} announced in the stream, {expected.announced:,} in the file"
+        )
+    surplus = counted.notices - expected.notices
+    found += [
+        f"notices: {words}: {count:,}"
+        for words, count in (
+            ("never sent for a late flight of the file", (expected.notices - counted.notices).total()),
+            ("sent again", sum(n for notice, n in surplus.items() if notice in expected.notices)),
+            ("sent for no late flight", sum(n for one, n in surplus.items() if one not in expected.notices)),
+            ("asked for under the key of another one", counted.conflicts),
+        )
+        if count
+    ]
     if counted.out_of_order:
-        found.append(f"order: {counted.out_of_order:,} departures counted after a later one of their carrier")
+        found.append(f"order: counted after a later one of their carrier: {counted.out_of_order:,}")
     return found
