@@ -6,8 +6,8 @@ import argparse
 import asyncio
 import importlib.util
 import json
-import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -17,11 +17,13 @@ from pathlib import Path
 
 import nats
 
+from benchmarks.costs import find_table, write_table
 from benchmarks.environment import describe_environment
 from benchmarks.harness import Scenario, Stage, run_rounds
 from benchmarks.progress import Progress
 from benchmarks.report import Report, ScenarioReport
 from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios.guarantees import Guarantees
 from benchmarks.streams import delete_streams
 from understudy import UnderstudyError
 from understudy.actors.errors import ConfigurationError
@@ -39,12 +41,18 @@ All contenders of a scenario run in turn, each in processes of its own against o
 for this run, round after round; the table has medians, and ratios of medians. Progress goes to stderr. Who
 needs what isn't installed is left out, and named. The method and its caveats are in benchmarks/README.md.
 
+Each round has an order of its own. Each contender follows each other one equally often after as many rounds
+as there are contenders, twice as many if their number is odd, and multiples of that; after any other number
+of rounds some have followed some others once or twice more.
+
 examples:
   make bench                                        what is quick; about six minutes
   make bench ARGS='--scenario all'                  everything
   make bench ARGS='--scenario drain --rounds 9'     one scenario, more rounds
   python -m benchmarks --messages 20000 --rounds 1  a quick look, whose ratios mean little
   python -m benchmarks --json bench.json            every sample, for a program to read
+  python -m benchmarks --scenario guarantees --only 'state per key'
+                                                    the first contender, and of the others this one
 
 exit status: 0 all measured and every message accounted for; 1 a message lost or handled twice, or a process
 that ended or stalled; 2 wrong usage, or no nats-server; 130 interrupted
@@ -77,6 +85,10 @@ def main() -> int:
     print(report.table())
     if options.json is not None:
         options.json.write_text(json.dumps(report.plain(), indent=2) + "\n", encoding="utf-8")
+    if options.page is not None:
+        asked = [f"--rounds={options.rounds}", f"--messages={options.messages}"]
+        asked += [f"--only={name}" for name in options.only or ()]
+        write_table(report, options.page, shlex.join(asked))
     if options.plot is not None:
         # Heavy, and needed by nobody else.
         from benchmarks.plot import draw
@@ -99,11 +111,11 @@ async def _measure(options: argparse.Namespace, server: EmbeddedServer, director
                 broker_pid=server.pid,
                 client=client,
                 directory=directory,
-                messages=math.ceil(options.messages * scenario.share),
+                messages=scenario.size(options.messages),
                 seconds=options.seconds,
                 progress=progress,
             )
-            measured = await run_rounds(scenario, stage, options.rounds)
+            measured = await run_rounds(scenario, stage, options.rounds, options.only)
             reports.append(
                 ScenarioReport(
                     name=scenario.name,
@@ -146,7 +158,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help=f"measure only this one, or {ALL}; may be given more than once",
     )
-    parser.add_argument("--rounds", type=_positive, default=5, help="runs of each contender (default: 5)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="CONTENDER",
+        help="of each scenario's contenders only the first and this one; may be given more than once",
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, default=5, help="runs of each contender, in orders as above (default: 5)"
+    )
     parser.add_argument(
         "--messages", type=_positive, default=100_000, help="messages in one run (default: 100000)"
     )
@@ -161,12 +181,23 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--plot", type=Path, metavar="FILE", help="draw a picture there, too: an .svg or a .png file"
     )
     parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="put the table of what guarantees cost into this page, docs/guarantees.md, too",
+    )
+    parser.add_argument(
         "--directory",
         type=Path,
         help="where the broker's store is made, and removed again (default: where temporary files go)",
     )
     options = parser.parse_args(arguments)
-    # Now, and not after minutes of measuring.
+    _check(options, parser)
+    return options
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End it now for what would fail after minutes of measuring."""
     if options.directory is not None and not os.access(options.directory, os.W_OK):
         parser.error(f"--directory: {options.directory} is no directory that can be written to")
     for option, path in (("--json", options.json), ("--plot", options.plot)):
@@ -175,12 +206,31 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
                 path.touch()
             except OSError as error:
                 parser.error(f"{option}: {path} can't be written: {error.strerror}")
+    _check_names(options, parser)
+    if options.page is not None:
+        if not any(isinstance(scenario, Guarantees) for scenario in _chosen(options.scenario)):
+            parser.error(f"--page: give --scenario {Guarantees.name}, which measures what is in it")
+        try:
+            find_table(options.page)
+        except (OSError, ValueError) as error:
+            parser.error(f"--page: {options.page}: {error}")
     if options.plot is not None:
         if options.plot.suffix not in PICTURES:
             parser.error(f"--plot: {options.plot} is neither an .svg nor a .png file")
         if importlib.util.find_spec("matplotlib") is None:
             parser.error("--plot needs matplotlib: pip install 'understudy[bench]'")
-    return options
+
+
+def _check_names(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    contenders = {
+        contender.name
+        for scenario in _chosen(options.scenario)
+        for contender in scenario.contenders(scenario.size(options.messages))
+    }
+    for name in options.only or ():
+        if name not in contenders:
+            known = ", ".join(sorted(map(repr, contenders)))
+            parser.error(f"--only: nobody is called {name!r} there; there are {known}")
 
 
 def _positive(text: str) -> int:

@@ -17,6 +17,7 @@ from understudy import (
     App,
     Batch,
     Child,
+    CircuitBreaker,
     Context,
     Idempotency,
     StartContext,
@@ -27,6 +28,8 @@ from understudy import (
 )
 
 APP = "bench"
+# One durable of a feed for all who drain it, as it is of those whose name this is.
+SINK = f"{APP}-sink"
 ACK_WAIT_SECONDS = 10.0
 # Slow, and not so slow that less than a mailbox is fetched ahead.
 SLOW_SECONDS = 0.005
@@ -47,8 +50,8 @@ def _stream(feed: Feed) -> Stream:
     return Stream(feed.stream, subjects=[feed.subject], storage="file")
 
 
-def _alone(feed: Feed, actor: type[Actor] | Child) -> App:
-    return App(APP, streams=[_stream(feed)], children=[actor])
+def _alone(feed: Feed, *actors: type[Actor] | Child) -> App:
+    return App(APP, streams=[_stream(feed)], children=actors)
 
 
 class Probe(Actor):
@@ -97,7 +100,8 @@ def _tally(feed: Feed, **options: Any) -> type[Actor]:
     return Sink
 
 
-class Slow(Actor):
+# On a busy machine, too, it then handles a full mailbox in half of that, and so fetches one.
+class Slow(Actor, ack_wait_seconds=60):
     """Takes its time."""
 
     @handles(LARGE.subject)
@@ -129,12 +133,47 @@ class Relay(Actor):
         return Relayed(number=event.number, station=event.station, celsius=event.celsius, note=event.note)
 
 
+SERVICE = CircuitBreaker("service")
+
+
+class Gated(Actor, breakers=[SERVICE]):
+    """Says that it needs a service, which is up, and doesn't call it."""
+
+    @handles(PLAIN.subject, breakers=[SERVICE.name])
+    async def reading(self, event: Reading) -> None:
+        """Do nothing."""
+
+
+class Guarded(Actor, breakers=[SERVICE]):
+    """Calls a service that does nothing, through its breaker."""
+
+    @handles(PLAIN.subject, breakers=[SERVICE.name])
+    async def reading(self, event: Reading, ctx: Context) -> None:  # noqa: ARG002
+        """Do nothing, guarded."""
+        async with ctx.breaker(SERVICE.name):
+            pass
+
+
+class Answering(Actor):
+    """Answers who asks."""
+
+    @handles(PLAIN.subject, reply=Reading)
+    async def reading(self, event: Reading) -> Reading:
+        """Return the same."""
+        return event
+
+
 class End(Actor):
     """Does nothing with what was passed on."""
 
     @handles
     async def relayed(self, event: Relayed) -> None:
         """Do nothing."""
+
+
+def _relay(**options: Any) -> App:
+    relay = Child(Relay, durable=SINK, **options)
+    return App(APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[relay])
 
 
 _HOUR = Idempotency(window_seconds=3600)
@@ -150,11 +189,19 @@ state_whole = _alone(UNIFORM, _tally(UNIFORM))
 probe = _alone(PINGS, Probe)
 owner = _alone(UNIFORM, Owner)
 slow = _alone(LARGE, Slow)
-# One durable for all of the feed, as theirs is who drains it one by one.
-batches = _alone(PLAIN, _batches(durable=f"{APP}-sink"))
+batches = _alone(PLAIN, _batches(durable=SINK))
 marked = _alone(PLAIN, _sink(PLAIN, idempotency=_HOUR))
-marked_batches = _alone(PLAIN, _batches(durable=f"{APP}-sink", idempotency=_HOUR))
+marked_batches = _alone(PLAIN, _batches(durable=SINK, idempotency=_HOUR))
 remembered = _alone(PLAIN, _sink(PLAIN, idempotency=Idempotency(window_seconds=3600, store="memory")))
+redelivered = _alone(UNIFORM, _sink(UNIFORM, key="station", on_failure="redeliver"))
+ordered = _alone(PLAIN, _sink(PLAIN, ordered=True))
+double_acked = _alone(PLAIN, _sink(PLAIN, double_ack=True))
+double_acked_wide = _alone(PLAIN, _sink(PLAIN, double_ack=True, concurrency=256))
+gated = _alone(PLAIN, Child(Gated, durable=SINK))
+guarded = _alone(PLAIN, Child(Guarded, durable=SINK))
+answering = _alone(PLAIN, Child(Answering, durable=SINK))
+relay = _relay()
+relay_wide = _relay(concurrency=256)
 chain = App(APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[Relay, End])
 chain_wide = App(
     APP, streams=[_stream(PLAIN), _stream(RELAYED)], children=[Child(Relay, concurrency=256), End]
@@ -163,6 +210,9 @@ backlog_0, backlog_1, backlog_2, backlog_3 = (_alone(feed, _sink(feed)) for feed
 cells_1, cells_5, cells_20, cells_60 = (
     _alone(PLAIN, Child(_sink(PLAIN), replicas=replicas)) for replicas in (1, 5, 20, 60)
 )
+
+
+actors_60 = _alone(PLAIN, *(Child(_sink(PLAIN), name=f"sink-{number}") for number in range(60)))
 
 
 def _on_three_levels(replicas: int) -> App:

@@ -1,15 +1,17 @@
-"""Rounds: all contenders of a scenario in turn, again and again: a noisy machine is noisy for all of them."""
+"""Rounds: all contenders of a scenario, again and again: a noisy machine is noisy for all of them."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 import msgspec
 from nats.aio.client import Client
 
+from benchmarks.orders import order_of
 from benchmarks.progress import Progress
 
 
@@ -143,6 +145,10 @@ class Scenario(ABC):
     measures: Sequence[Measure] = (RATE, CPU, BROKER_CPU)
     goals: Sequence[Goal] = ()
 
+    def size(self, messages: int) -> int:
+        """Return how many messages one run moves, of those that `--messages` asks for."""
+        return math.ceil(messages * self.share)
+
     @abstractmethod
     def contenders(self, messages: int) -> Sequence[Contender]:
         """Return who is measured, understudy first.
@@ -179,16 +185,20 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     left_out: dict[str, str]
 
 
-async def run_rounds(scenario: Scenario, stage: Stage, rounds: int) -> Measured:
-    """Measure every contender in every round.
+async def run_rounds(
+    scenario: Scenario, stage: Stage, rounds: int, only: Collection[str] | None = None
+) -> Measured:
+    """Measure every contender in every round, each round in an order of its own.
 
     Args:
         scenario: what is measured.
         stage: where; its message count is the scenario's share already.
         rounds: how many.
+        only: the names of those that are measured beside the first; all unless given.
     """
     contenders, left_out = [], {}
-    for contender in scenario.contenders(stage.messages):
+    first, *others = scenario.contenders(stage.messages)
+    for contender in (first, *(one for one in others if only is None or one.name in only)):
         if missing := contender.missing(stage):
             stage.progress.say(f"{scenario.name}: {contender.name} is left out: {missing}")
             left_out[contender.name] = missing
@@ -196,10 +206,10 @@ async def run_rounds(scenario: Scenario, stage: Stage, rounds: int) -> Measured:
             contenders.append(contender)
     await scenario.prepare(stage)
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
-    for number in range(1, rounds + 1):
-        for contender in contenders:
+    for index in range(rounds):
+        for contender in [contenders[which] for which in order_of(index, len(contenders))]:
             for _ in range(contender.times_a_round):
-                where = f"{scenario.name} {number}/{rounds}  {contender.name}: "
+                where = f"{scenario.name} {index + 1}/{rounds}  {contender.name}: "
                 stage.progress.begin(where)
                 sample = await contender.measure(stage)
                 samples[contender.name].append(sample)

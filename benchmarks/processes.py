@@ -33,7 +33,8 @@ class Program:
         command: its command line.
         log: where it says what went wrong.
         stdout: where its results go; a pipe unless given.
-        environment: added to our own, from which all that configures understudy or NATS is taken away.
+        environment: added to our own, from which all that configures understudy, NATS or traces is
+            taken away.
     """
 
     def __init__(
@@ -141,5 +142,5 @@ def _clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name == "UNDERSTUDY_NATS_SERVER" or not name.startswith(("UNDERSTUDY_", "NATS_"))
+        if name == "UNDERSTUDY_NATS_SERVER" or not name.startswith(("UNDERSTUDY_", "NATS_", "OTEL_"))
     }

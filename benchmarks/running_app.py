@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -103,8 +104,16 @@ class Run:
 
     def cells(self) -> list[CellStatus]:
         """Return what each cell says of itself, in the order of actors and replicas."""
-        found = (read_status(path) for path in sorted(self._directory.rglob("*.cell")))
+        # Not rglob, which fails if a folder goes meanwhile: a run's has another name until it is locked.
+        paths = (Path(folder, name) for folder, _, names in os.walk(self._directory) for name in names)
+        found = (read_status(path) for path in sorted(paths) if path.suffix == ".cell")
         return [status for status in found if status is not None]
+
+    @property
+    def url(self) -> str:
+        """Where the launcher answers over HTTP."""
+        entries = (json.loads(line) for line in self.program.log.splitlines() if line.endswith("}"))
+        return next(str(entry["http"]) for entry in entries if entry["event"] == "ready")
 
     def wait_until_quiet(self) -> list[CellStatus]:
         """Block until no cell holds or counts anything more, and return what each says then."""
@@ -156,10 +165,14 @@ def run_app(stage: Stage, target: str, environment: Mapping[str, str]) -> Iterat
         ) as program,
     ):
         run = Run(program, directory)
-        run.wait_for(lambda: _is_ready(program), "ready")
+        run.wait_for(lambda: _is_ready(run), "ready")
         yield run
 
 
-def _is_ready(program: Program) -> bool:
+def _is_ready(run: Run) -> bool:
+    program = run.program
+    if not program.log:
+        # Logs of errors only: a cell is asked.
+        return any(cell.state == "up" for cell in run.cells())
     entries = (json.loads(line) for line in program.log.splitlines() if line.endswith("}"))
     return any(entry["event"] == "ready" for entry in entries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.harness import Scenario
+from benchmarks.scenarios.ask import Ask
 from benchmarks.scenarios.backlog import Backlog
 from benchmarks.scenarios.cells import Growth, Idle, StartUp
 from benchmarks.scenarios.chain import Chain
@@ -15,10 +16,13 @@ from benchmarks.scenarios.drain import (
     DrainOnce,
     DrainState,
 )
+from benchmarks.scenarios.guarantees import Guarantees
 from benchmarks.scenarios.kill import Kill
 from benchmarks.scenarios.latency import Latency, LatencyHalfLoad
 from benchmarks.scenarios.memory import SlowHandler
 from benchmarks.scenarios.publish import PublishEach, PublishWindow
+from benchmarks.scenarios.scrape import Scrape
+from benchmarks.scenarios.telemetry import Telemetry
 
 SCENARIOS: tuple[Scenario, ...] = (
     Drain(),
@@ -28,10 +32,13 @@ SCENARIOS: tuple[Scenario, ...] = (
     DrainKeys(),
     DrainState(),
     DrainOnce(),
+    Guarantees(),
+    Telemetry(),
     PublishWindow(),
     PublishEach(),
     Latency(),
     LatencyHalfLoad(),
+    Ask(),
     Chain(),
     Backlog(),
     SlowHandler(),
@@ -39,4 +46,5 @@ SCENARIOS: tuple[Scenario, ...] = (
     StartUp(),
     Growth(),
     Idle(),
+    Scrape(),
 )

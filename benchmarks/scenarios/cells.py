@@ -35,7 +35,7 @@ class Starting(Contender):
     Args:
         cells: how many.
         app: its name.
-        smaller: what it is compared with, which the same round has measured before.
+        smaller: what it is compared with, its last run, which the first round has before.
         where: what tells it from a flat tree.
     """
 

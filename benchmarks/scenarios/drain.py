@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks import streams
-from benchmarks.batches import BATCH
+from benchmarks.batches import BATCH, whole_batches
 from benchmarks.consumers import Consumer
 from benchmarks.draining import Draining
 from benchmarks.feeds import HEADED, LARGE, PLAIN, UNIFORM, ZIPF, Feed
@@ -85,10 +85,14 @@ class DrainBatches(Scenario):
     takes = "2 min"
     goals = (Goal(measure=RATE, ours="understudy run, batches", other="FastStream batch", at_least=4.0),)
 
-    def contenders(self, messages: int) -> Sequence[Contender]:
+    def size(self, messages: int) -> int:
+        """Round down, so that no message waits for a batch to fill up."""
+        return whole_batches(messages)
+
+    def contenders(self, _messages: int) -> Sequence[Contender]:
         """Return ours, and FastStream's."""
         return [
-            Draining(consumer, PLAIN, messages=_whole_batches(messages))
+            Draining(consumer, PLAIN)
             for consumer in (
                 RunningApp("batches", "understudy run, batches"),
                 RunningApp("batches", "understudy run, batches, public API", PUBLIC_LANE),
@@ -97,12 +101,8 @@ class DrainBatches(Scenario):
         ]
 
     async def prepare(self, stage: Stage) -> None:
-        """Fill the stream once, with no message that would wait for a batch to fill up."""
-        await streams.fill_stream(stage, PLAIN, _whole_batches(stage.messages))
-
-
-def _whole_batches(messages: int) -> int:
-    return max(1, messages // BATCH) * BATCH
+        """Fill the stream once."""
+        await streams.fill_stream(stage, PLAIN, stage.messages)
 
 
 class DrainHeaders(_OfOurs):
@@ -182,6 +182,10 @@ class DrainOnce(_OfOurs):
         Goal(measure=RATE, ours="marks on the server, batches", other="batches"),
     )
     _feeds = (PLAIN,)
+
+    def size(self, messages: int) -> int:
+        """Round down, so that no message waits for a batch to fill up."""
+        return whole_batches(messages)
 
     def contenders(self, _messages: int) -> Sequence[Contender]:
         """Return them all."""
