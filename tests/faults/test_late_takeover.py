@@ -144,7 +144,7 @@ async def test_what_was_taken_over_is_not_handled_again_when_it_still_comes(late
         reply = ack_subject(
             "LATE", "late-keeper", delivery_count=2, sequence=sequence, consumer_sequence=COUNT + sequence
         )
-        cell.cell._deliver(b"late.in", reply, b"", b"%d" % sequence)
+        cell.cell._intake.deliver(b"late.in", reply, b"", b"%d" % sequence)
     await late.publisher.publish_raw("late.in", b"%d" % (COUNT + 1))
     await late.settled(app)
     assert seen.numbers == list(range(1, COUNT + 2))

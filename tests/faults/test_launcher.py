@@ -17,9 +17,10 @@ from support.nats import NatsServer
 from support.tree import kill, wait_until
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import connection
-from understudy.runtime.jetstream.api import consumer_info
+from understudy.runtime.jetstream.api import consumer_info, request
 from understudy.runtime.jetstream.pinning import pinned_id
 from understudy.runtime.supervision.processes import Process, is_alive
+from understudy.runtime.system import SAME_SIGNAL_SECONDS
 
 Launch = Callable[..., Launched]
 
@@ -85,36 +86,45 @@ def test_a_killed_cell_is_back_at_once_and_nobody_else_is_touched(
     began = time.time()
     publish(nats_server.url, {"value": 1})
     wait_until(run.handled)
-    assert run.handled()[0][2] - began < 5
+    assert run.handled()[0][2] - began < 15
     assert run.wait_for_child("recorder/0", generation=2)["last_reason"] == "killed by SIGKILL"
     assert run.child("bystander/0") == bystander
     assert run.stop() == 0
 
 
-@pytest.mark.parametrize(
-    ("deed", "reason"),
-    [
-        ("segfault", "killed by SIGSEGV"),
-        ("exit", "exit status 0"),
-        ("fail", "PoolGone: the pool is closed"),
-        ("block", "hang: no heartbeat for 2."),
-        # Both threads stand still, and which of them last ran is chance.
-        ("hold the GIL", "hang: no heartbeat "),
-        ("stick", "hang: no heartbeat of its control thread for 2."),
-    ],
-)
+DEEDS = {
+    # First, since the others' replacements bear it.
+    "fail": "PoolGone: the pool is closed",
+    "segfault": "killed by SIGSEGV",
+    "exit": "exit status 0",
+    "block": "hang: no heartbeat for 2.",
+    # Both threads stand still, and which of them last ran is chance.
+    "hold the GIL": "hang: no heartbeat ",
+    "stick": "hang: no heartbeat of its control thread for 2.",
+}
+
+
 def test_whatever_ends_a_cell_is_named_in_log_and_tree_and_ends_nobody_else(
-    launch: Launch, nats_server: NatsServer, deed: str, reason: str
+    launch: Launch, nats_server: NatsServer
 ) -> None:
     """A segfault would spin for ever under Thespian's handlers; no hang is one of the data thread alone."""
-    run = launch().wait_until_ready()
+    run = launch("enduring").wait_until_ready()
     bystander = run.child("bystander/0")
-    publish(nats_server.url, {"value": 1, "deed": deed})
-    assert run.wait_for_child("recorder/0", generation=2)["last_reason"].startswith(reason)
-    entry = run.log("cell exited")[0]
-    assert (entry["cell"], entry["generation"]) == ("recorder/0", 1)
-    assert entry["reason"].startswith(reason)
-    assert run.child("bystander/0") == bystander
+    seen = 0
+    for generation, (deed, reason) in enumerate(DEEDS.items(), start=1):
+        publish(nats_server.url, {"value": generation, "deed": deed})
+        assert run.wait_for_child("recorder/0", generation + 1)["last_reason"].startswith(reason)
+        entry = run.log("cell exited")[-1]
+        assert (entry["cell"], entry["generation"]) == ("recorder/0", generation)
+        assert entry["reason"].startswith(reason)
+        # Of what a signal ends, that of a hang too, there is where it was.
+        dumps = [crashed["crash_dump"] for crashed in run.log("cell crashed")][seen:]
+        seen += len(dumps)
+        assert bool(dumps) == (deed not in ("exit", "fail"))
+        assert all("most recent call first" in dump for dump in dumps)
+        if deed in ("segfault", "block"):
+            assert "support/apps.py" in dumps[0]
+        assert run.child("bystander/0") == bystander
     run.process.kill()
 
 
@@ -140,7 +150,7 @@ def test_a_cell_that_does_not_come_up_is_tried_again_and_says_why(
 ) -> None:
     """With a growing backoff that the tree shows, and nobody else is touched."""
     run = launch(app)
-    wait_until(lambda: run.log("cell up"), 20)
+    wait_until(lambda: run.log("cell up"))
     wait_until(lambda: run.child(cell)["generation"] >= 3)
     waiting = wait_until(lambda: (now := run.child(cell))["state"] == "backoff" and now)
     assert waiting["last_reason"] == reason
@@ -229,7 +239,7 @@ def test_nobody_but_handlers_subprocesses_is_left_after_the_launchers_sigkill(
     ours = [one for one in run.processes() if one.pid not in apart]
     run.process.kill()
     run.wait()
-    wait_until(lambda: not any(is_alive(one.pid, one.start_ticks) for one in ours), 2, "ours gone")
+    wait_until(lambda: not any(is_alive(one.pid, one.start_ticks) for one in ours), what="ours gone")
     assert all(is_alive(one.pid, one.start_ticks) for one in theirs)
     for one in theirs:
         kill(one.pid)
@@ -250,10 +260,23 @@ def test_a_second_signal_kills_with_130(launch: Launch) -> None:
     run = launch("stubborn").wait_until_ready()
     run.process.terminate()
     wait_until(lambda: run.log("draining"))
+    # Before, it counts as the first.
+    time.sleep(SAME_SIGNAL_SECONDS)
     began = time.monotonic()
     run.process.terminate()
     assert run.wait() == 130
-    assert time.monotonic() - began < 10
+    # A drain may take 25 s.
+    assert time.monotonic() - began < 20
+    run.assert_nobody_left()
+
+
+def test_two_signals_at_once_drain_as_one_does(launch: Launch) -> None:
+    """So they come from `timeout`, and from Ctrl-C below a process that passes it on."""
+    run = launch().wait_until_ready()
+    run.process.send_signal(signal.SIGTERM)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == 0
+    assert run.log("drained")
     run.assert_nobody_left()
 
 
@@ -267,6 +290,26 @@ def test_a_drain_that_takes_too_long_ends_with_75_and_names_who(
     run.assert_nobody_left()
     (entry,) = run.log("not everything was drained")
     assert entry["left"] == ["stubborn/0"]
+
+
+def test_a_drain_names_a_dead_cell_whose_deliveries_nobody_has(
+    launch: Launch, nats_server: NatsServer
+) -> None:
+    """Its replacement doesn't start, so that they wait for the next run, or for the server's patience."""
+    run = launch("once").wait_until_ready()
+    publish(nats_server.url, {"value": 1})
+    # Whatever is fetched is held, and it handles the first of it at once.
+    wait_until(lambda: run.handled_path.exists())
+    kill(run.child("starts-once/0")["pid"])
+    wait_until(
+        lambda: (
+            run.child("starts-once/0")["state"] == "backoff" and run.child("starts-once/0")["generation"] > 1
+        )
+    )
+    assert run.stop() == 75
+    run.assert_nobody_left()
+    (entry,) = run.log("not everything was drained")
+    assert entry["left"] == ["starts-once/0"]
 
 
 def test_a_hanging_root_does_not_keep_the_launcher(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,14 +332,33 @@ def test_a_handlers_subprocesses_are_ended_with_the_tree(launch: Launch, nats_se
 def test_a_cell_that_cannot_start_leaves_the_rest_at_work_and_readiness_false(launch: Launch) -> None:
     """Readiness says which and why; liveness and the other cell are fine."""
     run = launch("half_up")
-    wait_until(lambda: run.log("cell up"), 20)
+    wait_until(lambda: run.log("cell up"))
     assert run.get("/livez").json() == {"alive": True, "failing": {}}
     wait_until(lambda: run.child("never-starts/0")["state"] == "backoff")
     ready = run.get("/readyz")
     assert ready.status_code == 503
     assert list(ready.json()["failing"]) == ["cell never-starts/0"]
     assert "RuntimeError: no database" in ready.json()["failing"]["cell never-starts/0"]
+    assert "in on_start" in run.log("cell failed")[0]["exception"]
     assert run.stop() == 0
+
+
+def test_a_cell_that_our_own_error_ends_says_so_without_a_traceback(
+    launch: Launch, nats_server: NatsServer
+) -> None:
+    """It would come again with each restart, and says nothing that the sentence doesn't."""
+
+    async def delete_stream() -> None:
+        client = await connection.connect(ConnectionSpec(servers=(nats_server.url,)), name="test")
+        await request(client, "STREAM.DELETE.TESTS")
+        await connection.close(client)
+
+    run = launch().wait_until_ready()
+    asyncio.run(delete_stream())
+    entry = wait_until(lambda: run.log("cell failed"))[0]
+    assert entry["error"].startswith("BrokerError: ")
+    assert "gone from the server" in entry["error"]
+    assert "exception" not in entry
 
 
 def test_what_a_killed_run_left_is_found_by_the_next(launch: Launch, nats_server: NatsServer) -> None:
@@ -307,7 +369,7 @@ def test_what_a_killed_run_left_is_found_by_the_next(launch: Launch, nats_server
     first.assert_nobody_left()
     assert len(list(first.runs.rglob("*.cell"))) == 2
     second = launch()
-    wait_until(lambda: len(second.log("ready")) == 2, 20)
+    wait_until(lambda: len(second.log("ready")) == 2)
     assert [entry["cell_files"] for entry in second.log("found what an earlier run left")] == [2]
     assert len([path for path in (second.runs / "tests").iterdir() if path.is_dir()]) == 1
     assert second.stop() == 0
@@ -321,7 +383,7 @@ def test_a_run_whose_directory_is_deleted_drains_and_ends_with_70(
     publish(nats_server.url, *({"value": value} for value in range(200)))
     wait_until(run.handled)
     shutil.rmtree(run.runs)
-    assert run.wait(30) == 70
+    assert run.wait() == 70
     run.assert_nobody_left()
     assert [Path(entry["path"]).parent.parent for entry in run.log("the run directory is gone")] == [run.runs]
     assert not run.log("cell exited")
@@ -348,7 +410,7 @@ def test_a_silent_supervisor_fails_liveness(launch: Launch) -> None:
     """Its parent kills it about then; the root has nobody above it but whoever asks the probe."""
     run = launch().wait_until_ready()
     os.kill(run.control_plane()[2], signal.SIGSTOP)
-    wait_until(lambda: run.get("/livez").status_code == 503, 15)
+    wait_until(lambda: run.get("/livez").status_code == 503)
     assert list(run.get("/livez").json()["failing"]) == ["supervisor root"]
     run.process.kill()
 

@@ -16,6 +16,7 @@ from typing import Any
 import nats
 import pytest
 
+from support.commands import run_command
 from support.launched import Launched, publish
 from support.lines import read_lines
 from support.nats import NatsServer
@@ -50,13 +51,7 @@ class Nodes:
 
     def type(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "understudy.runtime", *arguments, "--servers", self.server.url],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.directory,
-        )
+        return run_command(*arguments, "--servers", self.server.url, directory=self.directory)
 
     def trees(self) -> list[dict[str, Any]]:
         """Return what the nodes say of themselves, in the order in which they were started.
@@ -187,7 +182,7 @@ def test_a_paused_actor_handles_nothing_on_any_node_and_then_all_of_it_once(node
     resumed = nodes.type("actor", "resume", "recorder")
     assert resumed.returncode == 0
     assert resumed.stdout.count(f": {CELL} is up") == 2
-    wait_until(lambda: len(nodes.handled()) == 400, 20)
+    wait_until(lambda: len(nodes.handled()) == 400)
     wait_until(lambda: nodes.info()["num_ack_pending"] == 0)
     assert set(nodes.handled().values()) == {1}
 
@@ -220,7 +215,7 @@ def test_a_pause_outlives_a_killed_cell_and_a_killed_supervisor(nodes: Nodes, ki
     assert node.get("/readyz").status_code == 200
     assert nodes.handled() == before
     assert nodes.type("actor", "resume", CELL).returncode == 0
-    wait_until(lambda: len(nodes.handled()) == 300, 20)
+    wait_until(lambda: len(nodes.handled()) == 300)
     assert set(nodes.handled().values()) == {1}
 
 
@@ -240,7 +235,7 @@ def test_a_restart_is_graceful_and_no_failure(nodes: Nodes) -> None:
     assert child["last_reason"] == "restarted by the operator"
     assert (node.child("ops")["pid"], node.child("ops")["generation"]) == (ops["pid"], 1)
     assert nodes.trees()[0]["tree"]["status"]["pid"] == root["pid"]
-    wait_until(lambda: len(nodes.handled()) == 300, 20)
+    wait_until(lambda: len(nodes.handled()) == 300)
     assert set(nodes.handled().values()) == {1}
     assert node.log("escalated") == []
 
@@ -266,11 +261,11 @@ def test_a_paused_cell_that_is_restarted_is_paused_again(nodes: Nodes) -> None:
     assert nodes.type("actor", "pause", "recorder").returncode == 0
     before = nodes.handled()
     restarted = nodes.type("actor", "restart", CELL)
-    assert restarted.stdout == f"recorder on {name(node)}: {CELL} is up, in generation 2\n"
+    assert restarted.stdout == f"recorder on {name(node)}: {CELL} is paused, in generation 2\n"
     assert nodes.type("actor", "pause", "recorder").stdout == f"recorder on {name(node)}: {CELL} is paused\n"
     assert nodes.handled() == before
     assert nodes.type("actor", "resume", "recorder").returncode == 0
-    wait_until(lambda: len(nodes.handled()) == 200, 20)
+    wait_until(lambda: len(nodes.handled()) == 200)
     assert set(nodes.handled().values()) == {1}
 
 
@@ -303,7 +298,7 @@ def test_a_paused_sole_owner_that_is_killed_and_then_restarted_keeps_the_order(
         assert nodes.type("actor", "restart", CELL, "--node", name(owner)).returncode == 0
         assert read_lines(nodes.record) == handled
         assert nodes.type("actor", "resume", "recorder").returncode == 0
-        wait_until(lambda: len(read_lines(nodes.record)) >= 300, 20)
+        wait_until(lambda: len(read_lines(nodes.record)) >= 300)
         numbers = [int(line.split()[3]) for line in read_lines(nodes.record)]
         assert sorted(numbers) == list(range(300))
         assert all(
@@ -338,7 +333,7 @@ def test_a_drained_node_ends_and_the_other_goes_on(nodes: Nodes) -> None:
     ]
     assert first.wait() == 0
     assert [tree["node"]["pid"] for tree in nodes.trees()] == [second.process.pid]
-    wait_until(lambda: len(nodes.handled()) == 400, 20)
+    wait_until(lambda: len(nodes.handled()) == 400)
     assert set(nodes.handled().values()) == {1}
     assert nodes.type("drain").returncode == 0
     assert second.wait() == 0
@@ -403,7 +398,7 @@ def test_a_node_that_is_killed_while_it_drains_is_not_called_drained(
         )
         wait_until(lambda: node.log("draining"))
         node.process.kill()
-        out, _ = typed.communicate(timeout=20)
+        out, _ = typed.communicate(timeout=60)
         assert (
             out == f"recorder on {name(node)}: ended without saying how: killed, or the broker went first\n"
         )
@@ -449,7 +444,7 @@ def test_nodes_are_there_again_after_the_broker_was_away(nodes: Nodes) -> None:
     nodes.start("a")
     nodes.start("b")
     nodes.server.restart()
-    wait_until(lambda: len(nodes.trees()) == 2, 30)
-    wait_until(lambda: [tree["not_ready"] for tree in nodes.trees()] == [{}, {}], 30)
+    wait_until(lambda: len(nodes.trees()) == 2)
+    wait_until(lambda: [tree["not_ready"] for tree in nodes.trees()] == [{}, {}])
     assert nodes.type("actor", "pause", "recorder").returncode == 0
     assert nodes.type("drain", "--all").returncode == 0

@@ -10,6 +10,7 @@ import pytest
 
 from support.tree import Tree, cell, kill, supervisor, wait_until
 from understudy.actors.supervision import Strategy
+from understudy.runtime.cell.status import boottime
 from understudy.runtime.specs import CellSpec
 from understudy.runtime.supervision.processes import is_alive
 
@@ -42,7 +43,7 @@ def test_one_for_all_stops_the_others_in_reverse_order_and_starts_all_in_order(t
         assert [entry["cell"] for entry in tree.log("cell exited")] == ["steady/1"]
         # The three are one restart of the one that is borne; the next is too much.
         kill(tree.child("steady/0").pid)
-        tree.launcher.wait(timeout=5)
+        tree.launcher.wait(timeout=30)
         status = tree.state()
         assert status is not None
         assert status.reason == "steady/0 ended (killed by SIGKILL), one restart more than 1 within 60 s"
@@ -182,8 +183,8 @@ def test_a_child_that_cannot_start_takes_nobody_along_but_goes_with_its_group(tm
         up = tree.child("steady/0")
         waiting = tree.wait_for_child("failing/0", state="backoff", generation=6)
         assert waiting.failures >= 6
-        assert waiting.starts_in_seconds is not None
-        assert waiting.starts_in_seconds < 2
+        assert waiting.starts_at is not None
+        assert waiting.starts_at < boottime() + 2
         assert tree.child("steady/0") == up
         kill(up.pid)
         tree.wait_for_child("steady/0", generation=2)
@@ -344,8 +345,7 @@ def test_a_temporary_supervisor_that_is_killed_leaves_nobody(tmp_path: Path) -> 
         tree.wait_for_child("inner", state="stopped")
         wait_until(
             lambda: not any(one.pid is not None and is_alive(one.pid, one.start_ticks) for one in subtree),
-            2,
-            "the subtree dead",
+            what="the subtree dead",
         )
         assert tree.child("steady/0") == outside
         tree.stop()

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from support.running import Running, running, until
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.publisher import Publisher
+from understudy.runtime.supervision.processes import descendants, is_alive
 
 DURABLE = "recorder-recorder"
 
@@ -63,33 +63,32 @@ def orders(run: Running) -> dict[str, list[int]]:
     return seen
 
 
+def holds(run: Running, url: str, handled: int, held: int) -> bool:
+    """Return whether so much is handled and acked, and so much in the cell's hands: nothing is on its way."""
+    return (
+        len(run.handled()) == handled
+        and run.cell("recorder/0")["status"]["held"] == held
+        and consumer(url)["num_ack_pending"] == held
+    )
+
+
 @pytest.mark.parametrize("keyed", ["", "yes"])
 def test_a_killed_cell_s_deliveries_are_taken_over_without_redelivery(
     nats_server: NatsServer, tmp_path: Path, keyed: str
 ) -> None:
     """The replacement handles what was held long before `ack_wait`, and the server redelivers none of it."""
     with running(
-        nats_server.url, tmp_path, RECORD_SECONDS="0.3" if keyed else "0.05", RECORD_KEYED=keyed
+        nats_server.url, tmp_path, RECORD_STUCK="16", RECORD_ACK_WAIT="120", RECORD_KEYED=keyed
     ) as run:
         note(nats_server.url, range(64))
-        # Nothing is on its way when the mailbox has it all.
-        until(lambda: consumer(nats_server.url)["num_pending"] == 0)
-        before = len(run.handled())
-        killed = run.cell("recorder/0")["status"]["pid"]
-        os.kill(killed, signal.SIGKILL)
-        died = time.monotonic()
-        until(lambda: any(int(line[0]) != killed for line in run.handled()))
-        recovered = time.monotonic() - died
-        # The server would wait five seconds; what it really takes, docs/faults.md says.
-        assert recovered < 4.0
+        until(lambda: holds(run, nats_server.url, 16, 48))
+        os.kill(run.cell("recorder/0")["status"]["pid"], signal.SIGKILL)
         until(lambda: all_handled(run, 64))
-        assert before < 32
-        # What was in a handler's hands may have been written down before the kill.
-        assert sum(run.numbers().values()) <= 64 + (16 if keyed else 1)
+        assert sum(run.numbers().values()) == 64
         cell = run.cell("recorder/0")
         assert cell["supervision"]["last_reason"] == "killed by SIGKILL"
-        assert cell["status"]["counters"]["taken_over"] >= 30
-        assert cell["status"]["counters"]["redelivered"] <= 1
+        assert cell["status"]["counters"]["taken_over"] == 48
+        assert cell["status"]["counters"]["redelivered"] == 0
         if keyed:
             assert all(sequences == sorted(sequences) for sequences in orders(run).values())
         assert run.terminate() == 0
@@ -136,17 +135,18 @@ def test_the_next_start_takes_over_what_a_killed_launcher_left(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     """Every process dies with the launcher, and the next run goes on with what was held."""
-    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.05") as run:
+    with running(nats_server.url, tmp_path, RECORD_STUCK="20", RECORD_ACK_WAIT="120") as run:
         note(nats_server.url, range(150))
-        until(lambda: run.cell("recorder/0")["status"]["held"] >= 48)
+        until(lambda: holds(run, nats_server.url, 20, 64))
+        below = descendants(run.pid)
         assert run.process is not None
         run.process.kill()
         run.process.wait()
-        handled = len(run.handled())
-        run.start()
-        until(lambda: len(run.handled()) > handled, 4)
+        until(lambda: not any(is_alive(process.pid, process.start_ticks) for process in below))
+        run.start(RECORD_STUCK="")
         until(lambda: all_handled(run, 150))
-        assert run.cell("recorder/0")["status"]["counters"]["taken_over"] >= 30
+        assert sum(run.numbers().values()) == 150
+        assert run.cell("recorder/0")["status"]["counters"]["taken_over"] == 64
         assert run.events("dead letter") == []
         assert run.terminate() == 0
 
@@ -156,10 +156,10 @@ def test_more_graceful_restarts_than_attempts_over_one_held_backlog_lose_nothing
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     """No drain counts as an attempt, so that nothing is dead-lettered for having waited."""
-    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.1") as run:
+    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.1", RECORD_ATTEMPTS="2") as run:
         note(nats_server.url, range(400))
-        # One more than a delivery has attempts.
-        for _ in range(5):
+        # With what follows one more than a delivery has attempts.
+        for _ in range(2):
             assert run.terminate() == 0
             run.start()
         # What is left is held once more, and handled quickly.
@@ -224,6 +224,5 @@ def test_a_stop_does_not_wait_for_a_hook_that_never_ends(nats_server: NatsServer
     """A cell that is still starting has taken nothing, and is left at once."""
     with running(nats_server.url, tmp_path, RECORD_START="hang", wait=False) as run:
         until(lambda: run.events("starting the actor"))
-        asked = time.monotonic()
-        assert run.terminate() == 0
-        assert time.monotonic() - asked < 5
+        # Less than the 25 s that a drain may take.
+        assert run.terminate(20) == 0

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.cells import Bench, CellRun, bench, both_lanes, until
-from support.nats import NatsServer
+from support.cells import Bench, CellRun, until
 from understudy.actors.actor import Actor
 from understudy.actors.context import BatchContext, Context
 from understudy.actors.event import Event
@@ -36,15 +33,6 @@ class PoolGone(Exception):
 
 class Placed(Event, subject="orders.placed"):
     number: int = 0
-
-
-@both_lanes
-async def orders(
-    nats_server: NatsServer, tmp_path: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[Bench]:
-    """A broker for the app shop."""
-    async with bench(nats_server.url, tmp_path, fast_lane=request.param) as made:
-        yield made
 
 
 def app_of(actor: type[Actor], **options: Any) -> App:
@@ -271,7 +259,8 @@ async def test_what_a_handler_means_and_what_a_breaker_holds_is_no_failure_of_th
 class FailsBatches(Actor, retry=PATIENT):
     """Fails whole batches of odd numbers, and the even members of others."""
 
-    @handles(batch=Batch(size=4, timeout_seconds=0.05))
+    # A batch of fewer would be another run.
+    @handles(batch=Batch(size=4, timeout_seconds=30))
     async def placed(self, events: list[Placed], ctx: BatchContext) -> None:
         if all(event.number % 2 for event in events):
             raise ValueError("odd")
@@ -283,7 +272,7 @@ class FailsBatches(Actor, retry=PATIENT):
 
 
 async def publish_batch(orders: Bench, *numbers: int) -> None:
-    """Publish events close enough together for one batch."""
+    """Publish the events of one batch."""
     await asyncio.gather(*(orders.publisher.publish(Placed(number=number)) for number in numbers))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from support.processes import processes_of
 
 ROOT = Path(__file__).parents[2]
 MESSAGES = 3_000
@@ -63,20 +66,13 @@ def names_of(scenario: dict[str, Any]) -> list[str]:
     return [contender["name"] for contender in scenario["contenders"]]
 
 
-def processes_of(directory: Path) -> list[str]:
-    """The command lines of all processes that were started with this TMPDIR."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"TMPDIR={directory}\0".encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
-
-
 def test_without_a_name_it_measures_what_is_quick(tmp_path: Path) -> None:
-    scenarios, result = measure(directory=tmp_path)
+    """And draws a picture of it."""
+    picture = tmp_path / "picture.svg"
+    scenarios, result = measure("--plot", str(picture), directory=tmp_path)
+    drawn = picture.read_bytes()
+    assert drawn.startswith(b"<?xml")
+    assert b">understudy publish, one by one<" in drawn
     assert [scenario["name"] for scenario in scenarios] == ["drain", "publish", "publish-each"]
     for scenario in scenarios:
         for contender in scenario["contenders"]:
@@ -107,10 +103,12 @@ def test_without_a_name_it_measures_what_is_quick(tmp_path: Path) -> None:
     assert goal["reached"] == pytest.approx(rates[goal["ours"]] / rates[goal["other"]])
 
 
-@pytest.mark.parametrize("scenario", ["drain-1k", "batches", "headers", "keys", "chain"])
-def test_it_drains_other_messages_and_by_other_actors(tmp_path: Path, scenario: str) -> None:
-    (measured,), _ = measure("--scenario", scenario, directory=tmp_path)
-    assert all(contender["rate"] > 0 for contender in measured["contenders"])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("names", [["drain-1k", "batches", "headers"], ["keys", "chain"]], ids=" ".join)
+def test_it_drains_other_messages_and_by_other_actors(tmp_path: Path, names: list[str]) -> None:
+    scenarios, _ = measure(*(word for name in names for word in ("--scenario", name)), directory=tmp_path)
+    assert [scenario["name"] for scenario in scenarios] == names
+    assert all(contender["rate"] > 0 for scenario in scenarios for contender in scenario["contenders"])
 
 
 def test_a_short_backlog_is_drained_four_times_a_round(tmp_path: Path) -> None:
@@ -128,14 +126,28 @@ def test_a_short_backlog_is_drained_four_times_a_round(tmp_path: Path) -> None:
 
 
 def test_latency_is_taken_at_a_steady_rate(tmp_path: Path) -> None:
+    """A picture may be one of pixels, too."""
+    picture = tmp_path / "picture.png"
     scenarios, _ = measure(
-        *("--scenario", "latency", "--scenario", "latency-half", "--seconds", "1"), directory=tmp_path
+        *("--scenario", "latency", "--scenario", "latency-half", "--seconds", "1", "--plot", str(picture)),
+        directory=tmp_path,
     )
+    assert picture.read_bytes().startswith(b"\x89PNG")
     for scenario in scenarios:
         assert names_of(scenario) == ["understudy run", "understudy run, public API", "nats-py, careful"]
         for contender in scenario["contenders"]:
             assert 0 < contender["p50_milliseconds"] <= contender["p99_milliseconds"]
-    assert all(contender["rate"] == pytest.approx(100, rel=0.05) for contender in scenarios[0]["contenders"])
+    assert all(contender["rate"] == pytest.approx(100, rel=0.2) for contender in scenarios[0]["contenders"])
+
+
+def test_asks_are_answered_and_accounted_for(tmp_path: Path) -> None:
+    (measured,), _ = measure(
+        *("--scenario", "ask", "--only", "nats-py request, core NATS"), directory=tmp_path, messages=1_000
+    )
+    assert names_of(measured) == ["understudy ask", "nats-py request, core NATS"]
+    for contender in measured["contenders"]:
+        assert 0 < contender["p50_milliseconds"] <= contender["p99_milliseconds"]
+        assert contender["rate"] > 0
 
 
 def test_a_killed_cell_s_successor_is_timed(tmp_path: Path) -> None:
@@ -165,14 +177,45 @@ def test_memory_is_taken_from_the_kernel(tmp_path: Path) -> None:
     assert 0 < many < 1.5 * few
 
 
-@pytest.mark.parametrize(("suffix", "begin"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
-def test_it_draws_a_picture(tmp_path: Path, suffix: str, begin: bytes) -> None:
-    picture = tmp_path / f"picture{suffix}"
-    measure("--scenario", "publish-each", "--plot", str(picture), directory=tmp_path)
-    drawn = picture.read_bytes()
-    assert drawn.startswith(begin)
-    if suffix == ".svg":
-        assert b">understudy publish, one by one<" in drawn
+def test_what_guarantees_cost_is_put_into_their_page(tmp_path: Path) -> None:
+    """Its table is replaced, each row divided by the plain actor's; the text around it stays as it is."""
+    original = (ROOT / "docs" / "guarantees.md").read_text()
+    page = tmp_path / "guarantees.md"
+    page.write_text(original)
+    rows = ("outputs before the ack", "batches, idempotency on the server", "call through a closed breaker")
+    (measured,), _ = measure(
+        *("--scenario", "guarantees", "--page", str(page)),
+        *(word for row in rows for word in ("--only", row)),
+        directory=tmp_path,
+    )
+    # Whole batches of half of what was asked for.
+    assert measured["messages"] == 1_280
+    rates = {contender["name"]: contender["rate"] for contender in measured["contenders"]}
+    assert set(rates) == {"plain actor", *rows}
+    begin, end = "<!-- made by `make guarantees` -->\n", "<!-- end of what it made -->\n"
+    before, _, rest = page.read_text().partition(begin)
+    table, _, after = rest.partition(end)
+    assert (before, after) == (original.partition(begin)[0], original.partition(end)[2])
+    cells = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    plain = rates["plain actor"]
+    assert {row[0].removeprefix("| "): row[2] for row in cells} == {
+        name: f"{rate / plain:.2f}" for name, rate in rates.items()
+    }
+    assert table.count("\n| plain actor | `Actor` | 1.00 | 1.00 to 1.00 | ") == 1
+    text = " ".join(table.split())
+    assert "1,280 messages a run; medians of 1 interleaved rounds" in text
+    assert "--page PAGE --rounds=1 --messages=3000 '--only=outputs before the ack' '--only=batches, " in text
+
+
+def test_the_page_has_every_guarantee() -> None:
+    """Written by a run of all of them, under the names by which each is measured alone."""
+    table = (ROOT / "docs" / "guarantees.md").read_text()
+    result = run("benchmarks", "--scenario", "guarantees", "--only", "nobody", directory=ROOT)
+    assert result.returncode == 2
+    known = re.findall(r"'([^']+)'", result.stderr.partition("there are ")[2])
+    assert len(known) > 15
+    for name in known:
+        assert f"| {name} | " in table
 
 
 def test_a_message_too_many_is_named_and_is_exit_code_1(tmp_path: Path) -> None:
@@ -215,6 +258,14 @@ def test_what_can_not_be_written_is_said_before_anything_is_measured(tmp_path: P
     result = run("benchmarks", "--plot", str(tmp_path / "picture.gif"), directory=tmp_path)
     assert result.returncode == 2
     assert "picture.gif is neither an .svg nor a .png file" in result.stderr
+    page = tmp_path / "page.md"
+    page.write_text("# No table\n")
+    result = run("benchmarks", "--scenario", "drain", "--page", str(page), directory=tmp_path)
+    assert result.returncode == 2
+    assert "--page: give --scenario guarantees" in result.stderr
+    result = run("benchmarks", "--scenario", "guarantees", "--page", str(page), directory=tmp_path)
+    assert result.returncode == 2
+    assert "page.md: there is no <!-- made by `make guarantees` -->" in result.stderr
 
 
 def test_an_unknown_scenario_is_wrong_usage(tmp_path: Path) -> None:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import AsyncGenerator
+from typing import ClassVar
 
 import pytest
+from structlog.testing import capture_logs
 
-from support.cells import Bench, bench, both_lanes, until
-from support.nats import NatsServer
+from support.cells import Bench, app_of, in_both_lanes, until
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context
+from understudy.actors.errors import CircuitOpen
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.outcomes import Reject, Retry
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
-from understudy.runtime.app import App
-from understudy.runtime.cell import cell as cells
+from understudy.runtime.cell import heartbeat as heartbeat_module
+from understudy.runtime.cell import takeover
 from understudy.runtime.jetstream import subscription
-from understudy.runtime.stream import Stream
 
 FAST = RetryPolicy(max_attempts=3, min_delay_seconds=0.01, max_delay_seconds=0.05)
+
+pytestmark = in_both_lanes
 
 
 class Placed(Event, subject="orders.placed"):
@@ -34,20 +35,6 @@ class Placed(Event, subject="orders.placed"):
 
 class Billed(Event, subject="orders.billed"):
     number: int
-
-
-@both_lanes
-async def orders(
-    nats_server: NatsServer, tmp_path: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[Bench]:
-    """A broker for the orders app."""
-    async with bench(nats_server.url, tmp_path, fast_lane=request.param) as made:
-        yield made
-
-
-def app_of(actor: type[Actor], **options: Any) -> App:
-    """Return an app with one actor."""
-    return App("shop", streams=[Stream("ORDERS", subjects=["orders.>"])], children=[actor], **options)
 
 
 async def place(orders: Bench, numbers: range, customer: str = "c") -> None:
@@ -107,7 +94,7 @@ async def test_demand_is_the_mailbox_s_free_room(orders: Bench) -> None:
     """With a blocked handler the server has handed over exactly the capacity."""
     release = asyncio.Event()
 
-    class Slow(Actor, mailbox=Mailbox(capacity=16)):
+    class Slow(Actor, mailbox=Mailbox(capacity=8)):
         @handles
         async def placed(self, event: Placed) -> None:
             await release.wait()
@@ -117,12 +104,13 @@ async def test_demand_is_the_mailbox_s_free_room(orders: Bench) -> None:
     await place(orders, range(100))
 
     async def full() -> bool:
-        return (await orders.backlog(app)).ack_pending == 16
+        return (await orders.backlog(app)).ack_pending == 8
 
     await until(full)
-    await asyncio.sleep(1.5)  # longer than a pull request lives
-    assert (await orders.backlog(app)).ack_pending == 16
-    assert cell.status.held == 16
+    # Longer than a pull request lives.
+    await asyncio.sleep(1.5 * subscription.EXPIRES_SECONDS)
+    assert (await orders.backlog(app)).ack_pending == 8
+    await until(lambda: cell.status.held == 8)
     release.set()
     await orders.settled(app)
 
@@ -131,7 +119,7 @@ async def test_an_idle_cell_shows_at_once_what_comes_and_beats_when_it_asks_agai
     orders: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not with its next heartbeat, which may be far."""
-    monkeypatch.setattr(cells, "IDLE_HEARTBEAT_SECONDS", 3600.0)
+    monkeypatch.setattr(heartbeat_module, "IDLE_HEARTBEAT_SECONDS", 3600.0)
     release = asyncio.Event()
 
     class Slow(Actor, mailbox=Mailbox(capacity=1), ack_wait_seconds=7200, hang_timeout_seconds=4000):
@@ -149,8 +137,10 @@ async def test_an_idle_cell_shows_at_once_what_comes_and_beats_when_it_asks_agai
     heartbeat = cell.status.heartbeat
     # The request that asks for so long.
     await until(lambda: cell.status.heartbeat > heartbeat)
+    heartbeat = cell.status.heartbeat
     await place(orders, range(1))
     await until(lambda: cell.status.held == 1)
+    assert cell.status.heartbeat > heartbeat
     release.set()
     await orders.settled(app)
 
@@ -330,8 +320,6 @@ async def test_a_handler_may_catch_an_open_breaker(orders: Bench) -> None:
     """Its return settles the delivery, and nothing pauses."""
     fallback: list[int] = []
 
-    from understudy.actors.errors import CircuitOpen
-
     class Calling(
         Actor, retry=FAST, breakers=[CircuitBreaker("service", fail_max=1, reset_timeout_seconds=60)]
     ):
@@ -348,6 +336,23 @@ async def test_a_handler_may_catch_an_open_breaker(orders: Bench) -> None:
     await place(orders, range(10))
     await orders.settled(app)
     assert sorted(fallback) == list(range(10))
+    assert cell.status.state == "up"
+
+
+async def test_a_breaker_that_the_actor_does_not_have_is_an_error_as_any_other(orders: Bench) -> None:
+    """No trial would ever end a pause for it."""
+
+    class Relaying(Actor, retry=FAST):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            raise CircuitOpen("elsewhere", 0.01)
+
+    app = app_of(Relaying)
+    cell = await orders.cell(app)
+    await place(orders, range(1))
+    await orders.settled(app)
+    assert len(await orders.dead_letters(app)) == 1
+    assert cell.status.counters["failed"] == FAST.max_attempts
     assert cell.status.state == "up"
 
 
@@ -412,3 +417,40 @@ async def test_a_graceful_stop_gives_back_and_the_next_start_goes_on(orders: Ben
     assert time.monotonic() - stopped < 10
     assert sorted(seen) == list(range(40))
     assert await orders.dead_letters(app) == []
+
+
+async def test_what_a_replica_does_not_have_yet_is_taken_over_all_the_same(
+    orders: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any replica may answer a direct get (ADR-31); only what the stream's leader doesn't have is gone."""
+    gate = asyncio.Event()
+    seen: list[int] = []
+
+    class Billing(Actor, key="customer"):
+        @handles
+        async def placed(self, event: Placed) -> None:
+            await gate.wait()
+            seen.append(event.number)
+
+    async def lagging(*_: object, **__: object) -> AsyncGenerator[None]:
+        while True:
+            yield None
+
+    app = app_of(Billing)
+    cell = await orders.cell(app)
+    await place(orders, range(5))
+    await until(lambda: cell.status.held == 5)
+    js = orders.client.jetstream()
+    stream = (await js.stream_info("ORDERS")).config
+    stream.allow_direct = True
+    await js.update_stream(stream)
+    await js.delete_msg("ORDERS", 5)
+    await cell.die()
+    monkeypatch.setattr(takeover, "read_messages", lagging)
+    gate.set()
+    with capture_logs() as logged:
+        await cell.start(reason="killed by SIGKILL", crashed=True)
+        await orders.settled(app)
+    assert seen == [0, 1, 2, 3]
+    gone = [entry for entry in logged if entry["event"] == "held message is no longer in the stream"]
+    assert [entry["sequence"] for entry in gone] == [5]

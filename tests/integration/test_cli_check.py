@@ -6,12 +6,12 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import nats
 import pytest
 
+from support.commands import run_command
 from support.nats import NatsServer
 
 APP = """
@@ -49,14 +49,11 @@ def check(directory: Path, server: NatsServer, *arguments: str) -> subprocess.Co
 def command(
     directory: Path, server: NatsServer, name: str, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "understudy.runtime", name, "shop:app", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=directory,
+    return run_command(
+        *(name, "shop:app", *arguments),
+        directory=directory,
         # No bytecode: it is kept by second and size, and a test rewrites the app within one second.
-        env={
+        environment={
             **os.environ,
             "NATS_URL": server.url,
             "XDG_CONFIG_HOME": str(directory),

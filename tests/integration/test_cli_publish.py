@@ -106,11 +106,11 @@ async def test_a_line_from_a_pipe_goes_out_before_the_next_comes(
     for number, written in enumerate((b'{"id": 1}\n{"id":', b" 2}\n"), start=1):
         process.stdin.write(written)
         process.stdin.flush()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await jetstream.stream_info("ORDERS")).state.messages < number:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, b"")
 
 

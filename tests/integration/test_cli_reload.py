@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import signal
 import socket
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +17,14 @@ import psutil
 import pytest
 
 from support.lines import read_lines
+from support.processes import GONE_SECONDS
 from support.running import until as wait_until
 from support.terminal import APP, Terminal, entries_until, until
+from understudy.config.load import load_settings
+from understudy.runtime.cli import reload
 from understudy.runtime.cli.entry import main
+from understudy.runtime.cli.reload import Reloader
+from understudy.runtime.system import SAME_SIGNAL_SECONDS
 
 COMMAND = ("run", "flights:app", "--reload", "--http-port", "0")
 NOT_RELOADED = "not reloaded; mend this and save again"
@@ -92,7 +99,7 @@ def handled(process: subprocess.Popen[str], terminal: Terminal, carrier: str) ->
 
 
 def assert_nobody_left(terminal: Terminal) -> None:
-    assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
+    assert psutil.wait_procs(terminal.processes(), timeout=GONE_SECONDS)[1] == []
 
 
 def test_a_save_restarts_the_tree_with_the_new_code_on_the_same_server(terminal: Terminal) -> None:
@@ -219,6 +226,8 @@ def test_ctrl_c_drains_and_a_second_one_kills(terminal: Terminal, signals: int) 
     if signals == 1:
         (terminal.directory / "may-stop").touch()
     else:
+        # Before, it counts as the first.
+        time.sleep(SAME_SIGNAL_SECONDS)
         os.killpg(process.pid, signal.SIGINT)
     assert process.wait(30) == (0 if signals == 1 else 130)
     assert_nobody_left(terminal)
@@ -259,8 +268,14 @@ def test_a_run_that_ends_by_itself_is_started_again_by_the_next_save(terminal: T
     process = start(terminal, "--embedded")
     launcher_of(process).kill()
     assert until(process, "the run was ended")["reason"] == "killed by SIGKILL"
-    assert until(process, "the run has ended; the next save starts it again")["exit_status"] == 137
+    ended = until(process, "the run has ended; the next save starts it again")
+    assert (ended["level"], ended["exit_status"]) == ("error", 137)
     save(terminal, APP + "\n")
+    until(process, "ready")
+    launcher_of(process).terminate()
+    ended = until(process, "the run has ended; the next save starts it again")
+    assert (ended["level"], ended["exit_status"]) == ("info", 0)
+    save(terminal, APP)
     until(process, "ready")
     assert handled(process, terminal, "UA") == "handled UA"
     launcher_of(process).kill()
@@ -268,6 +283,17 @@ def test_a_run_that_ends_by_itself_is_started_again_by_the_next_save(terminal: T
     process.terminate()
     assert process.wait(30) == 137
     assert_nobody_left(terminal)
+
+
+def test_files_are_looked_at_though_no_event_tells_of_them(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a save was missed for good."""
+    monkeypatch.chdir(terminal.directory)
+    monkeypatch.setattr(reload, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("watchfiles.watch", lambda *_, **__: itertools.repeat(set()))
+    wake_ups = Reloader("flights:app", None, {}, load_settings())._wake_ups()
+    assert list(itertools.islice(wake_ups, 5)) == [True] * 5
 
 
 def test_a_first_start_that_is_refused_ends_it(terminal: Terminal) -> None:

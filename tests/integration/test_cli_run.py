@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from support.processes import GONE_SECONDS
 from support.terminal import Terminal, entries_until, until
 from understudy.runtime.broker.embedded import EmbeddedServer
 
@@ -33,7 +34,7 @@ def test_an_embedded_run_is_fed_from_a_second_terminal_and_stops_clean(terminal:
     assert launcher.stdout.readline() == "handled UA\n"
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(30) == 0
-    assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
+    assert psutil.wait_procs(terminal.processes(), timeout=GONE_SECONDS)[1] == []
     assert not (terminal.directory / ".understudy" / "nats.url").exists()
 
 
@@ -90,14 +91,14 @@ def test_a_signal_while_the_app_is_imported_ends_the_run_clean(
         launcher = terminal.start("run", "flights:app", "--embedded", "--http-port", "0")
     finally:
         signal.signal(signal.SIGINT, ignored)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (terminal.directory / "importing").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     launcher.send_signal(number)
-    assert launcher.communicate(timeout=5) == ("", "")
+    assert launcher.communicate(timeout=30) == ("", "")
     assert launcher.returncode == 0
-    assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
+    assert psutil.wait_procs(terminal.processes(), timeout=GONE_SECONDS)[1] == []
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -108,13 +109,13 @@ def test_closed_standard_streams_are_as_good_as_none(terminal: Terminal, closed:
         ["sh", "-c", f"exec {command} {closed}"], cwd=terminal.directory, env=terminal.environment, text=True
     )
     terminal.running.append(process)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not any((terminal.directory / "run").glob("*/*/*.cell")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 def refused(terminal: Terminal, status: int, *arguments: str) -> str:
@@ -122,7 +123,7 @@ def refused(terminal: Terminal, status: int, *arguments: str) -> str:
     result = terminal.type(*arguments)
     assert (result.returncode, result.stdout) == (status, ""), result.stderr
     assert "Traceback" not in result.stderr
-    assert psutil.wait_procs(terminal.processes(), timeout=2)[1] == []
+    assert psutil.wait_procs(terminal.processes(), timeout=GONE_SECONDS)[1] == []
     return result.stderr
 
 

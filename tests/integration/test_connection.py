@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import certifi
 import pytest
 import uvloop
 
-from support.cells import until
-from support.nats import NatsServer
+from support.nats import NatsServer, configured_server, free_port
 from understudy.actors.errors import BrokerError, BrokerRefused, BrokerUnreachable, ConfigurationError
 from understudy.config.connection import ConnectionSpec
-from understudy.runtime.broker.binary import find_nats_server
 from understudy.runtime.jetstream import connection
 
 PASSWORD = "opensesame"
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 async def guarded() -> AsyncIterator[str]:
     """A broker that lets nobody in without user and password."""
-    port = free_port()
-    server = subprocess.Popen(
-        [find_nats_server(), "-a", "127.0.0.1", "-p", str(port), "--user", "ali", "--pass", PASSWORD],
-        stderr=subprocess.DEVNULL,
-    )
-
-    def accepts() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        await until(accepts)
-        yield f"nats://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    async with configured_server("--user", "ali", "--pass", PASSWORD) as url:
+        yield url
 
 
 async def test_the_right_password_is_let_in(guarded: str) -> None:
@@ -70,6 +47,34 @@ async def test_a_refusal_is_told_apart_and_shows_no_password(guarded: str, passw
         f"the broker at {guarded} refused the connection: authorization violation; "
         "check nats.user and nats.password, nats.token or nats.credentials"
     )
+
+
+@pytest.mark.parametrize(("scheme", "tls_ca"), [("tls", None), ("nats", certifi.where())])
+async def test_where_tls_is_asked_for_no_password_goes_out_in_clear_text(
+    scheme: str, tls_ca: str | None
+) -> None:
+    """Whether the server offers none, or somebody in between says so."""
+    received: list[bytes] = []
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b'INFO {"server_id":"x","version":"2.12.0","max_payload":1048576,"auth_required":true}\r\n'
+        )
+        received.append(await reader.read())
+        writer.close()
+
+    plain = await asyncio.start_server(greet, "127.0.0.1", 0)
+    url = f"{scheme}://127.0.0.1:{plain.sockets[0].getsockname()[1]}"
+    spec = ConnectionSpec(servers=(url,), user="ali", password=PASSWORD, tls_ca=tls_ca)
+    with pytest.raises(BrokerRefused) as caught:
+        await connection.connect(spec, name="test")
+    assert str(caught.value).startswith(
+        f"the broker at {url} offers no TLS, which tls:// or nats.tls_ca asks"
+    )
+    plain.close()
+    await plain.wait_closed()
+    assert received
+    assert not any(received)
 
 
 async def test_a_server_that_says_nothing_is_given_up_after_the_timeout() -> None:

@@ -10,10 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from support.processes import GONE_SECONDS, processes_of
 from understudy.examples.flights.departures import read_departures
+from understudy.examples.flights.rebooking import Rebooking
+from understudy.examples.flights.settlement import very_late
 from understudy.examples.flights.tally import expected
+from understudy.runtime.cli.demo_scenario import ACTORS, TROUBLE
 
 FLIGHTS = 1_500
 DEMO = ("-m", "understudy.runtime", "demo", "--flights", str(FLIGHTS))
@@ -41,18 +46,6 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def processes_of(directory: Path) -> list[str]:
-    """The command lines of all processes that were started with this TMPDIR."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"TMPDIR={directory}\0".encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
-
-
 def assert_all_right(result: tuple[int, str, str]) -> dict[str, Any]:
     code, out, err = result
     assert code == 0, err
@@ -62,7 +55,18 @@ def assert_all_right(result: tuple[int, str, str]) -> dict[str, Any]:
     assert {carrier: row["flights"] for carrier, row in report["carriers"].items()} == {
         carrier: tally.flights for carrier, tally in right.carriers.items()
     }
-    assert report["notices"] == right.notices.total()
+    assert report["announced"] == report["notices"] == right.notices.total()
+    answers = (report[f"notices{answer}"] for answer in ("", "_repeated", "_refused"))
+    assert report["notices_requests"] == sum(answers)
+    # What the service refuses depends on the keys, so it is the same in each run.
+    bookings = very_late(read_departures(FLIGHTS))
+    compensated = sum(
+        any(TROUBLE.refuses(f"flights.rebooking.{booking}.{step.name}.do") for step in Rebooking.steps)
+        for booking in bookings
+    )
+    assert report["rebookings"] == {"completed": len(bookings) - compensated, "compensated": compensated}
+    assert compensated >= 1
+    assert report["rebookings_requests"]["down"] + report["rebookings_requests"]["fails"] >= 1
     assert report["dead_letters"] == 0
     assert report["exit_code"] == 0
     return report
@@ -71,20 +75,43 @@ def assert_all_right(result: tuple[int, str, str]) -> dict[str, Any]:
 def test_two_at_once_get_every_count_right_and_leave_nothing(tmp_path: Path) -> None:
     both = [start(tmp_path, *DEMO, "--json", "--kill-at", when) for when in ("0.5", "random")]
     for report in [assert_all_right(finish(process)) for process in both]:
-        assert report["restarts"] == 1
+        assert sorted(kill["cell"].rpartition("/")[0] for kill in report["kills"]) == sorted(ACTORS)
+        assert report["restarts"] == len(ACTORS)
         assert report["counters"]["breaker_openings"] >= 1
         assert report["most_waiting"] >= 1
     assert list(tmp_path.iterdir()) == []
     assert processes_of(tmp_path) == []
 
 
-def test_a_wrong_count_is_named_and_is_exit_code_1(tmp_path: Path) -> None:
+def test_each_wrong_count_is_named_and_is_exit_code_1(tmp_path: Path) -> None:
+    """Every kind of count is wrong, on the server or in the service's ledger, and nothing else is said."""
     arguments = ("-m", "support.tampered_demo", "--flights", str(FLIGHTS))
     tests = str(Path(__file__).parents[1])
     code, out, err = finish(start(tmp_path, *arguments, PYTHONPATH=tests))
     assert code == 1, err
-    right = expected(read_departures(FLIGHTS)).carriers["UA"].flights
-    assert f"wrong: UA: {right - 1:,} flights counted, {right:,} in the file" in out
+    right = expected(read_departures(FLIGHTS))
+    aa, b6, dl, ev, ua = (right.carriers[carrier] for carrier in ("AA", "B6", "DL", "EV", "UA"))
+    late = right.announced
+    wrong = [line.removeprefix("wrong: ") for line in out.splitlines() if line.startswith("wrong: ")]
+    assert [line.partition(", such as ")[0] for line in wrong] == [
+        f"AA: flights: {aa.flights - 1:,} counted, {aa.flights:,} in the file",
+        f"B6: flights: {b6.flights + 1:,} counted, {b6.flights:,} in the file",
+        f"DL: cancelled flights: {dl.cancelled + 1:,} counted, {dl.cancelled:,} in the file",
+        f"EV: minutes of delay: {ev.total_delay_minutes + 1:,} counted, "
+        f"{ev.total_delay_minutes:,} in the file",
+        f"UA: flights: 0 counted, {ua.flights:,} in the file",
+        f"UA: minutes of delay: 0.0 counted, {ua.total_delay_minutes:,} in the file",
+        f"late flights: {late + 1:,} announced in the stream, {late:,} in the file",
+        "notices: never sent for a late flight of the file: 1",
+        "notices: sent again: 1",
+        "notices: sent for no late flight: 1",
+        "notices: asked for under the key of another one: 1",
+        "order: counted after a later one of their carrier: 2",
+        "rebookings: completed, but not so in the service's ledger: 2",
+        "rebookings: neither completed nor compensated, but running: 1",
+        "flights-notifier: pending or unacknowledged after the stop: 1",
+        "flights-rebooking: pending or unacknowledged after the stop: 1",
+    ]
     (left,) = tmp_path.iterdir()
     assert f"what it left is in {left}" in err
 
@@ -113,7 +140,7 @@ def test_killed_it_leaves_no_process(tmp_path: Path) -> None:
     process.kill()
     finish(process)
     try:
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + GONE_SECONDS
         while left := processes_of(tmp_path):
             assert time.monotonic() < deadline, left
             time.sleep(0.02)
@@ -121,6 +148,25 @@ def test_killed_it_leaves_no_process(tmp_path: Path) -> None:
         (directory,) = tmp_path.iterdir()
         for cell_files in Path("/dev/shm").glob(f"{directory.name}-*"):
             shutil.rmtree(cell_files)
+
+
+def test_if_the_runtime_ends_by_itself_it_says_so_and_why(tmp_path: Path) -> None:
+    process = start(tmp_path, *DEMO)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "goes down" in line:
+            break
+    (runtime,) = (child for child in psutil.Process(process.pid).children() if "run" in child.cmdline())
+    # Thespian's admin, whose parent the runtime is; all cells go with it.
+    (admin,) = runtime.children()
+    admin.kill()
+    code, _, err = finish(process)
+    assert code == 1
+    assert "understudy: the runtime ended with 70, though nobody stopped it; its errors:\n" in err
+    assert '"event":"control plane died"' in err
+    assert "Traceback" not in err
+    assert "never retrieved" not in err
+    assert processes_of(tmp_path) == []
 
 
 def test_without_a_nats_server_it_says_how_to_get_one(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from support.nats import NatsServer
+from support.processes import GONE_SECONDS
 from understudy.actors.errors import ConfigurationError
 from understudy.runtime.broker.binary import REMEDIES, find_nats_server
 from understudy.runtime.broker.embedded import EmbeddedServer, running_url
@@ -105,9 +106,9 @@ def test_it_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     server = psutil.Process(pid)
     assert os.getsid(pid) == pid
     launcher.send_signal(signal.SIGKILL)
-    launcher.wait(10)
+    launcher.wait(30)
     launcher.stdout.close()
-    assert psutil.wait_procs([server], timeout=2)[1] == []
+    assert psutil.wait_procs([server], timeout=GONE_SECONDS)[1] == []
 
 
 def test_two_launchers_that_start_at_once_share_one_server(tmp_path: Path) -> None:

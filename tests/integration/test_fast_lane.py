@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from structlog.testing import capture_logs
 
 from support.cells import bench, until
 from support.lane import Asked
-from support.nats import NatsServer
+from support.nats import NatsServer, configured_server
 from support.proxy import proxy
 from support.running import running
 from support.running import until as until_blocking
@@ -24,7 +22,6 @@ from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.app import App
-from understudy.runtime.broker.binary import find_nats_server
 from understudy.runtime.jetstream import connection, fast_lane
 from understudy.runtime.jetstream.fast_lane import FastClient, FastParser
 from understudy.runtime.jetstream.publisher import Publisher
@@ -132,9 +129,11 @@ async def test_where_its_self_check_fails_all_goes_on_without_it(
             await connection.close(client)
     async with bench(module_nats_server.url, tmp_path) as orders:
         app = App(name.lower(), streams=[Stream(name, subjects=["orders.>"])], children=[Billing])
-        await orders.cell(app)
+        cell = await orders.cell(app)
         await asyncio.gather(*(orders.publisher.publish(Placed(number=number)) for number in range(500)))
         await orders.settled(app)
+        # Else it fails, if it looks before the end: its consumer goes with the stream.
+        await cell.stop()
         await orders.client.jetstream().delete_stream(name)
     assert sorted(handled) == list(range(500))
 
@@ -142,23 +141,10 @@ async def test_where_its_self_check_fails_all_goes_on_without_it(
 @pytest.fixture
 async def narrow(tmp_path: Path) -> AsyncIterator[str]:
     """A broker that takes bodies of 1 KiB at most."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     config = tmp_path / "narrow.conf"
-    config.write_text(f'listen: "127.0.0.1:{port}"\nmax_payload: 1024\n')
-    server = subprocess.Popen([find_nats_server(), "-c", str(config)], stderr=subprocess.DEVNULL)
-
-    def accepts() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        await until(accepts)
-        yield f"nats://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    config.write_text("max_payload: 1024\n")
+    async with configured_server("-c", str(config)) as url:
+        yield url
 
 
 async def test_it_is_taken_where_only_small_bodies_are(narrow: str) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 import msgspec
 import pytest
 import structlog
 
-from support.cells import Bench, CellRun, bench, both_lanes, until
+from support.cells import Bench, CellRun, in_both_lanes, until
 from support.nats import NatsServer
 from understudy.actors.actor import Actor
 from understudy.actors.context import BatchContext, Context
@@ -42,15 +41,6 @@ class Placed(Event, subject="orders.placed"):
 
 class Billed(Event, subject="orders.billed"):
     number: int
-
-
-@both_lanes
-async def orders(
-    nats_server: NatsServer, tmp_path: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[Bench]:
-    """A broker for the orders app."""
-    async with bench(nats_server.url, tmp_path, fast_lane=request.param) as made:
-        yield made
 
 
 class Book:
@@ -106,6 +96,19 @@ async def marks(orders: Bench) -> dict[str, int]:
     return {subject.rpartition(".")[2]: count for subject, count in (info.state.subjects or {}).items()}
 
 
+async def test_what_a_small_memory_forgets_the_bucket_knows_at_once(orders: Bench) -> None:
+    """All was looked up in one go, before the first mark was made."""
+    book = Book()
+    app = book.billing(idempotency=Idempotency(window_seconds=3600, capacity=1))
+    await ensure_topology(orders.client, app.spec(), apply=True)
+    for number in range(30):
+        await place(orders, number, {ORIGINAL_ID: str(number % 10)})
+    await orders.cell(app)
+    await orders.settled(app)
+    assert book.numbers == list(range(10))
+
+
+@in_both_lanes
 async def test_an_event_that_was_handled_is_skipped(orders: Bench) -> None:
     """It is acked without a run, and counted; others are handled, and each has its mark."""
     book = Book()
@@ -137,6 +140,7 @@ async def test_another_cell_skips_it_too(orders: Bench) -> None:
     assert book.numbers == [1, 3]
 
 
+@in_both_lanes
 async def test_many_at_a_time(orders: Bench) -> None:
     """Repeats that were looked up with the first, before it had its mark, and repeats that come later."""
     book = Book()
@@ -312,7 +316,7 @@ async def test_of_two_cells_that_handle_one_event_the_later_one_knows(orders: Be
     (told,) = [entry for entry in logged if entry["log_level"] == "warning"]
     assert told["event"] == "handled twice: its key was marked while it was handled"
     assert (told["key"], told["sequence"], told["marked_sequence"]) == ("a", 1, 1)
-    assert told["marked_by"].startswith("billing/0 test-run ")
+    assert told["marked_by"].startswith(f"billing/0 {orders.directory.name} ")
 
 
 async def test_while_the_bucket_is_gone_deliveries_are_held(orders: Bench) -> None:
@@ -340,10 +344,12 @@ async def test_while_the_bucket_is_gone_deliveries_are_held(orders: Bench) -> No
     assert len(await marks(orders)) == 40
 
 
+@in_both_lanes
 async def test_a_broker_that_restarts_in_the_middle(orders: Bench, nats_server: NatsServer) -> None:
     """Each key is handled once, and nothing fails."""
     book = Book()
-    app = book.billing()
+    # What was acked as the broker went comes again after `ack_wait`.
+    app = book.billing(ack_wait_seconds=2, hang_timeout_seconds=1)
     cell = await orders.cell(app)
     for number in range(300):
         await place(orders, number, {ORIGINAL_ID: f"k{number}"})
@@ -403,6 +409,7 @@ async def place_all(orders: Bench, app: App, keys: str) -> CellRun:
     return await orders.cell(app)
 
 
+@in_both_lanes
 async def test_a_batch_has_none_that_was_handled_before(orders: Bench) -> None:
     """Neither in an earlier batch, nor in itself."""
     book = Batches()
@@ -585,4 +592,4 @@ async def test_the_mark_of_a_hashed_key_says_the_key(orders: Bench) -> None:
     entry = await bucket.get(f"shop-billing.{mark_name(key.strip())}")
     assert entry.value is not None
     mark = msgspec.json.decode(entry.value, type=Mark)
-    assert mark == Mark("billing/0 test-run 1", 1, key[:200])
+    assert mark == Mark(f"billing/0 {orders.directory.name} 1", 1, key[:200])

@@ -21,6 +21,8 @@ from understudy.runtime.jetstream import api
 MakeOwners = Callable[..., Owners]
 Fetch = Callable[[int], Awaitable[None]]
 
+pytestmark = pytest.mark.usefixtures("long_requests")
+
 
 @pytest.fixture
 async def make(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[MakeOwners]:
@@ -145,9 +147,9 @@ async def test_the_pin_is_kept_while_a_full_mailbox_asks_for_nothing_and_through
 ) -> None:
     """A handler that takes longer than the pin lives is never overtaken by a standby."""
     gate = Gate("a")
-    owners = make(mailbox=Mailbox(capacity=16), **SHORT)
+    owners = make(mailbox=Mailbox(capacity=8), **SHORT)
     owners.handler = gate
-    await pair_that_holds(owners, 16, 40, 4)
+    await pair_that_holds(owners, 8, 40, 4)
     pin = await owners.pin()
     await asyncio.sleep(2.5)  # longer than the server leaves the pin to who is silent
     assert await owners.pin() == pin
@@ -189,13 +191,13 @@ async def test_the_pin_is_kept_while_a_breaker_is_open(make: MakeOwners) -> None
 async def test_an_owner_that_asks_for_nothing_hears_that_it_was_unpinned(make: MakeOwners) -> None:
     """It drops what it hasn't begun, so that only what it was handling runs twice."""
     gate = Gate("a")
-    owners = make(mailbox=Mailbox(capacity=16), concurrency=2)
+    owners = make(mailbox=Mailbox(capacity=8), concurrency=2)
     owners.handler = gate
-    await pair_that_holds(owners, 16, 40, 4)
+    await pair_that_holds(owners, 8, 40, 4)
     await owners.unpin()
     await owners.all_handled(40)
     await owners.stood_by("a")
-    assert owners.nodes["a"].status.held == 16
+    assert owners.nodes["a"].status.held == 8
     await until(lambda: owners.nodes["a"].status.held == 2)
     gate.opened.set()
     await until(lambda: owners.nodes["a"].status.held == 0)
@@ -340,7 +342,8 @@ async def test_what_the_broker_sends_to_a_connection_that_is_gone_comes_again_in
         await until(lambda: owners.nodes["a"].status.connected)
         for number in range(10, 200):
             await owners.note(range(number, number + 1))
-        await owners.all_handled(200, 5)
+        # Before `ack_wait` brings what was lost.
+        await owners.all_handled(200, 10)
         assert owners.by("a") == list(range(200))
         await owners.nodes["a"].stop()
 

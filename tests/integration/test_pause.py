@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from support.cells import Bench, CellRun, bench, until
+from support.cells import Bench, CellRun, app_of, bench, until
 from support.nats import NatsServer
 from support.owners import Owners
 from understudy.actors.actor import Actor
@@ -17,11 +17,10 @@ from understudy.actors.context import Context
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.policies import CircuitBreaker, Mailbox
-from understudy.runtime.app import App
-from understudy.runtime.cell import cell as cells
+from understudy.runtime.cell import heartbeat as heartbeat_module
+from understudy.runtime.cell import watchdog
 from understudy.runtime.cell.paused import read_paused, write_paused
 from understudy.runtime.cell.watchdog import Watchdog
-from understudy.runtime.stream import Stream
 
 
 class Placed(Event, subject="orders.placed"):
@@ -33,11 +32,6 @@ async def orders(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Bench
     """A broker for the orders app."""
     async with bench(nats_server.url, tmp_path) as made:
         yield made
-
-
-def app_of(actor: type[Actor]) -> App:
-    """Return an app with one actor."""
-    return App("shop", streams=[Stream("ORDERS", subjects=["orders.>"])], children=[actor])
 
 
 async def place(orders: Bench, numbers: range) -> None:
@@ -175,14 +169,7 @@ async def test_a_cell_started_while_paused_takes_over_and_handles_nothing(orders
     await place(orders, range(20))
     await until(lambda: running == 4 and run.status.held == 8)
     begin_pause(run)
-    assert run.cell is not None
-    # As if its process died now: its tasks end where they are.
-    assert run.task is not None
-    doomed = [run.task, *run.cell._lanes.workers, *run.cell._background]
-    for task in doomed:
-        task.cancel()
-    await asyncio.gather(*doomed, return_exceptions=True)
-    await run.vanish()
+    await run.die()
     running = 0
     gate.set()
     await run.start(reason="killed by SIGKILL", crashed=True)
@@ -289,8 +276,8 @@ async def test_a_pause_during_the_drain_changes_nothing_but_what_is_begun(orders
 
 async def test_the_watchdog_raises_no_alarm(orders: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the stream has work, and what is held could be begun."""
-    monkeypatch.setattr(cells, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(cells, "IDLE_HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(heartbeat_module, "IDLE_HEARTBEAT_SECONDS", 0.05)
     looks = 0
     look = Watchdog.look
 

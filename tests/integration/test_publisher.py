@@ -310,7 +310,7 @@ async def test_a_broker_that_stays_away_is_an_error_after_the_timeout(
     error = await refused(window, "orders.placed", b"", {"Nats-Msg-Id": "1"})
     assert str(error) == "orders.placed: no stream confirmed the event within 0.5 s"
     assert error.code is None
-    assert 0.4 < time.monotonic() - started < 2
+    assert 0.4 < time.monotonic() - started < 5
 
 
 async def test_a_publisher_s_block_ends_when_all_is_confirmed(spec: ConnectionSpec, client: Client) -> None:

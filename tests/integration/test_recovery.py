@@ -20,12 +20,14 @@ from understudy.actors.policies import Mailbox
 from understudy.runtime.cell import ownership
 from understudy.runtime.cell.ownership import SoleOwner
 from understudy.runtime.jetstream import api, subscription
-from understudy.runtime.jetstream.settlement import ack_subject
+from understudy.runtime.jetstream.settlement import Settlement, ack_subject
 from understudy.runtime.jetstream.subscription import PullSubscription
 
 DELETED = (20, 21, 30, 59)
 MakeOwners = Callable[..., Owners]
 Fetch = Callable[[int], Awaitable[None]]
+
+pytestmark = pytest.mark.usefixtures("long_requests")
 
 
 @pytest.fixture
@@ -233,6 +235,53 @@ async def test_what_is_given_back_again_meanwhile_comes_once_and_hides_nothing(
     assert [run.number for run in owners.runs] == list(range(50))
 
 
+async def test_acks_that_are_not_confirmed_yet_hide_nothing_that_is_missing(
+    make: MakeOwners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has them, so they are in the mailbox and not pending: all others have to come."""
+    owners = make(double_ack=True)
+    first_ends, confirmed = asyncio.Event(), asyncio.Event()
+    ack, recover = Settlement.ack_confirmed, SoleOwner.recover
+    acked: list[bytes] = []
+    gathered: list[int] = []
+
+    async def confirm_late(settlement: Settlement, reply: bytes) -> bool:
+        answered = await ack(settlement, reply)
+        acked.append(reply)
+        await confirmed.wait()
+        return answered
+
+    async def count(owner: SoleOwner, in_hand: Collection[int], fetch: Fetch) -> int:
+        # The recovery's own acks are of no interest.
+        monkeypatch.setattr(Settlement, "ack_confirmed", ack)
+        missing = await recover(owner, in_hand, fetch)
+        gathered.extend(in_hand)
+        return missing
+
+    async def handle(run: Run) -> None:
+        if run.customer == "waits0":
+            await first_ends.wait()
+
+    owners.handler = handle
+    await owners.start("a")
+    await owners.note(range(1))
+    await owners.settled()
+    monkeypatch.setattr(Settlement, "ack_confirmed", confirm_late)
+    await owners.note(range(1, 6), 5)
+    await until(lambda: len(acked) == 5)
+    await owners.note(range(6, 17), prefix="waits")
+    await until(lambda: owners.nodes["a"].status.held == 16)
+    monkeypatch.setattr(SoleOwner, "recover", count)
+    await owners.unpin()
+    await until(lambda: bool(gathered))
+    assert sorted(gathered) == list(range(8, 18))
+    first_ends.set()
+    confirmed.set()
+    await owners.all_handled(17)
+    await owners.settled()
+    assert owners.in_order()
+
+
 @pytest.mark.parametrize("limits", [{"max_batch": 10}, {"max_bytes": 4000}], ids=["messages", "bytes"])
 async def test_a_new_limit_on_requests_leaves_nothing_for_later(
     owners: Owners, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
@@ -312,7 +361,7 @@ async def test_a_standby_that_is_stopping_declines(
     cell = owners.nodes["b"].cell
     assert cell is not None
     recovering = Paused(monkeypatch)
-    await until(lambda: cell._subscription._outstanding() == 1)
+    await until(lambda: cell._subscription._demand.outstanding() == 1)
     cell.quiesce()
     await owners.unpin()
     await owners.note(range(50, 51))

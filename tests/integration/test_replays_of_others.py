@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
-from support.cells import Bench, bench, both_lanes, until
-from support.nats import NatsServer
+from support.cells import Bench, until
 from understudy.actors.actor import Actor
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
@@ -53,32 +49,23 @@ class InBatches(Actor):
 class KeyedInBatches(InBatches, key="number"): ...
 
 
-@both_lanes
-async def broker(
-    nats_server: NatsServer, tmp_path: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[Bench]:
-    """A broker, and cells on the one lane or the other."""
-    async with bench(nats_server.url, tmp_path, fast_lane=request.param) as made:
-        yield made
-
-
 @pytest.mark.parametrize(
     "actor", [Single, Keyed, Ordered, Confirmed, InBatches, KeyedInBatches], ids=lambda actor: actor.__name__
 )
 async def test_a_replay_for_another_is_acked_and_not_handled(
-    broker: Bench, actor: type[Single | InBatches]
+    orders: Bench, actor: type[Single | InBatches]
 ) -> None:
     """Whatever kind of handler it has, and however its body reads; one for itself is handled."""
     handled = actor.handled = []
     app = App("shop", streams=STREAMS, children=[actor])
     durable = app.spec().consumers[0].durable
-    cell = await broker.cell(app)
-    js = broker.client.jetstream()
+    cell = await orders.cell(app)
+    js = orders.client.jetstream()
     for number, replay_for in enumerate(["shop-other", durable, None, f"{durable}x", "shop-other", durable]):
         headers = HEADERS if replay_for is None else {REPLAY_FOR: replay_for, **HEADERS}
         await js.publish("orders.placed", b'{"number": %d}' % number, headers=headers)
     await js.publish("orders.placed", b"unreadable", headers={REPLAY_FOR: "shop-other", **HEADERS})
-    await broker.settled(app)
+    await orders.settled(app)
     assert sorted(handled) == [1, 2, 5]
     await until(lambda: cell.status.held == 0)
     counters = cell.status.counters
@@ -86,15 +73,15 @@ async def test_a_replay_for_another_is_acked_and_not_handled(
     assert counters["redelivered"] == 0
 
 
-async def test_a_replay_for_another_that_is_taken_over_is_not_handled_either(broker: Bench) -> None:
+async def test_a_replay_for_another_that_is_taken_over_is_not_handled_either(orders: Bench) -> None:
     """The replacement reads it from the stream."""
     handled = Single.handled = []
     app = App("shop", streams=STREAMS, children=[Single])
-    cell = await broker.cell(app)
+    cell = await orders.cell(app)
     assert cell.cell is not None
     # Held by the first generation, which does no more than that.
     cell.cell._lanes.halt()
-    js = broker.client.jetstream()
+    js = orders.client.jetstream()
     await js.publish("orders.placed", b'{"number": 1}', headers={REPLAY_FOR: "shop-other", **HEADERS})
     await js.publish("orders.placed", b'{"number": 2}', headers=HEADERS)
     await until(lambda: len(cell.cell._mailbox) == 2)  # type: ignore[union-attr]
@@ -102,7 +89,7 @@ async def test_a_replay_for_another_that_is_taken_over_is_not_handled_either(bro
     cell.task.cancel()
     await cell.vanish()
     await cell.start(reason="killed by SIGKILL")
-    await broker.settled(app)
+    await orders.settled(app)
     assert handled == [2]
     counters = cell.status.counters
     assert (counters["taken_over"], counters["skipped"], counters["handled"]) == (2, 1, 1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
+from nats.aio.msg import Msg
+from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 from structlog.testing import capture_logs
 
 from support.cells import Bench, bench, until
@@ -156,6 +160,154 @@ async def test_a_question_that_wants_no_answer_is_acted_on(broker: Bench) -> Non
     assert await services.ask(broker.client, "t.one.note", b"again") == b""
 
 
+# Discovery, as ADR-32 has it
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]+$")]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Version = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$")]
+
+
+class Identified(msgspec.Struct, forbid_unknown_fields=True):
+    """What every answer begins with."""
+
+    type: str
+    name: Name
+    id: Text
+    version: Version
+    metadata: dict[str, str]
+
+
+class Ping(Identified):
+    """An answer to $SRV.PING."""
+
+    type: Literal["io.nats.micro.v1.ping_response"]
+
+
+class EndpointAnswer(msgspec.Struct, forbid_unknown_fields=True):
+    """An endpoint in an answer to $SRV.INFO."""
+
+    name: Name
+    subject: Text
+    queue_group: Text
+    metadata: dict[str, str]
+
+
+class Info(Identified):
+    """An answer to $SRV.INFO."""
+
+    type: Literal["io.nats.micro.v1.info_response"]
+    description: str
+    endpoints: list[EndpointAnswer]
+
+
+class EndpointCounts(msgspec.Struct, forbid_unknown_fields=True):
+    """An endpoint in an answer to $SRV.STATS; durations in nanoseconds."""
+
+    name: Name
+    subject: Text
+    queue_group: Text
+    num_requests: Count
+    num_errors: Count
+    last_error: str
+    processing_time: Count
+    average_processing_time: Count
+    data: dict[str, Any]
+
+
+class Stats(Identified):
+    """An answer to $SRV.STATS."""
+
+    type: Literal["io.nats.micro.v1.stats_response"]
+    started: Annotated[datetime, msgspec.Meta(tz=True)]
+    endpoints: list[EndpointCounts]
+
+
+ANSWERS: dict[str, tuple[Any, Any]] = {
+    "PING": (Ping, ServicePing),
+    "INFO": (Info, ServiceInfo),
+    "STATS": (Stats, ServiceStats),
+}
+
+
+async def discover(broker: Bench, verb: str, *of: str, count: int) -> list[Any]:
+    """Return the answers to a question of discovery, by all who answer, read as strictly as can be."""
+    ours, theirs = ANSWERS[verb]
+    answers: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def on_answer(message: Msg) -> None:
+        answers.put_nowait(message.data)
+
+    inbox = broker.client.new_inbox()
+    subscription = await broker.client.subscribe(inbox, cb=on_answer)
+    await broker.client.publish(".".join(("$SRV", verb, *of)), reply=inbox)
+    read = []
+    for _ in range(count):
+        body = json.loads(await answers.get())
+        # What nats-py's own client types make of it is the same again.
+        assert theirs.from_dict(body).to_dict() == body
+        read.append(msgspec.convert(body, ours))
+    await connection.confirm(broker.client)
+    assert answers.empty()
+    await subscription.unsubscribe()
+    return sorted(read, key=lambda one: str(one.metadata))
+
+
+@pytest.mark.parametrize("verb", ANSWERS)
+async def test_all_instances_answer_to_all_and_to_their_name_and_one_to_its_id(
+    broker: Bench, verb: str
+) -> None:
+    """Each with the type that its verb has, and the same id whatever is asked."""
+    await serve(broker, "t.one", echo=echo)
+    await serve(broker, "t.two", echo=echo)
+    everyone = await discover(broker, verb, count=2)
+    assert [one.metadata for one in everyone] == [{"group": "t.one"}, {"group": "t.two"}]
+    assert {(one.name, one.version) for one in everyone} == {("tested", "1.0.0")}
+    ids = [one.id for one in everyone]
+    assert ids == [one.id for one in await discover(broker, verb, "tested", count=2)]
+    assert [ids[1]] == [one.id for one in await discover(broker, verb, "tested", ids[1], count=1)]
+    assert len(set(ids)) == 2
+    with pytest.raises(Absent):
+        await services.ask(broker.client, f"$SRV.{verb}.other")
+    with pytest.raises(Absent):
+        await services.ask(broker.client, f"$SRV.{verb}.tested.nobody")
+
+
+async def test_info_lists_what_may_be_asked(broker: Bench) -> None:
+    """Each endpoint with the subject that reaches this instance alone."""
+    await serve(broker, "t.one", echo=echo, other=echo)
+    (info,) = await discover(broker, "INFO", "tested", count=1)
+    assert info.description == "tested here"
+    assert info.endpoints == [
+        EndpointAnswer(name=name, subject=f"t.one.{name}", queue_group="q", metadata={})
+        for name in ("echo", "other")
+    ]
+
+
+async def test_stats_count_what_was_asked_and_what_failed(broker: Bench) -> None:
+    """Who wants no answer is no error."""
+    before = datetime.now(UTC)
+
+    async def refuse(_: Question) -> bytes:
+        raise Refused("404", "there is no such thing")
+
+    await serve(broker, "t.one", echo=echo, refuse=refuse)
+    await services.ask(broker.client, "t.one.echo")
+    await broker.client.publish("t.one.echo")
+    await services.ask(broker.client, "t.one.echo")
+    with pytest.raises(Refused):
+        await services.ask(broker.client, "t.one.refuse")
+    (stats,) = await discover(broker, "STATS", "tested", count=1)
+    assert before.timestamp() - 1 <= stats.started.timestamp() <= datetime.now(UTC).timestamp()
+    echoed, refused = stats.endpoints
+    assert (echoed.num_requests, echoed.num_errors, echoed.last_error) == (3, 0, "")
+    assert (refused.num_requests, refused.num_errors) == (1, 1)
+    assert refused.last_error == "404:there is no such thing"
+    for counts in stats.endpoints:
+        assert counts.processing_time > 0
+        assert counts.average_processing_time == counts.processing_time // counts.num_requests
+
+
 # The operator's endpoints
 
 
@@ -224,6 +376,30 @@ async def test_an_actor_s_name_stands_for_all_its_cells(broker: Bench, tmp_path:
     assert read_paused(tmp_path) == {"mail/0", "billing/0"}
     assert await act(broker, action="restart", name="mail") == {"generations": {"mail/0": 1, "mail/1": 4}}
     assert launcher.done == [*["pause changed"] * 3, "restart mail/0 mail/1"]
+
+
+async def test_a_node_s_statistics_say_in_short_how_it_is(broker: Bench, tmp_path: Path) -> None:
+    """Where the whole tree can be asked for; the other endpoints have nothing to add."""
+    launcher, _ = await operate(broker, tmp_path)
+    await act(broker, action="pause", name="mail/1")
+    launcher.is_draining = True
+    (stats,) = await discover(broker, "STATS", "understudy", count=1)
+    assert stats.metadata == NODE.metadata()
+    assert {endpoint.name: endpoint.data for endpoint in stats.endpoints} == {
+        "tree": {
+            "ready": False,
+            "not_ready": {"cell mail/0": "starting"},
+            "draining": True,
+            "cells": 3,
+            "paused": ["mail/1"],
+        },
+        "actor": {},
+        "drain": {},
+    }
+    (info,) = await discover(broker, "INFO", "understudy", count=1)
+    assert [endpoint.subject for endpoint in info.endpoints] == list(
+        map(NODE.subject, ("tree", "actor", "drain"))
+    )
 
 
 async def test_what_an_operator_may_not_do(broker: Bench, tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ async def test_a_confirmed_ack_is_applied_when_it_returns(deliveries: Deliveries
 
 async def test_each_word_does_what_it_says(deliveries: Deliveries) -> None:
     """A nak brings it back at once, a late one later; a term never; an extension begins `ack_wait` anew."""
-    await deliveries.make(4, ack_wait=800_000_000)
+    await deliveries.make(4, ack_wait=2_000_000_000)
     nak, late, term, extended = deliveries.replies
     await deliveries.settlement.nak(nak)
     await deliveries.settlement.nak(late, 0.2)

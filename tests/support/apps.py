@@ -19,6 +19,7 @@ from understudy.actors.actor import Actor
 from understudy.actors.context import Context, StartContext
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
+from understudy.actors.policies import RetryPolicy
 from understudy.actors.supervision import Child, Supervisor
 from understudy.runtime.app import App
 from understudy.runtime.stream import Stream
@@ -91,11 +92,17 @@ class Bystander(Actor):
 
 # In the main thread, where this is imported.
 signal.signal(signal.SIGUSR1, get_stuck)
+TREE: list[type[Actor] | Child | Supervisor] = [
+    Child(Recorder, hang_timeout_seconds=2.0),
+    Supervisor("inner", children=[Bystander]),
+]
 app = App(
     "tests",
     streams=[STREAM],
-    children=[Child(Recorder, hang_timeout_seconds=2.0), Supervisor("inner", children=[Bystander])],
+    children=TREE,
 )
+# What it has not handled outlives its broker.
+stored = App("tests", streams=[Stream("TESTS", subjects=["tests.>"])], children=TREE)
 forking = App("forking", streams=[STREAM], children=[Supervisor("inner", children=[Recorder])])
 together = App(
     "together",
@@ -104,6 +111,13 @@ together = App(
 )
 # Bears one restart, and so would not bear two.
 narrow = App("narrow", streams=[STREAM], children=[Recorder], max_restarts=1, max_seconds=60.0)
+# Bears one restart after the other, each for an event of its own.
+enduring = App(
+    "enduring",
+    streams=[STREAM],
+    children=[Child(Recorder, hang_timeout_seconds=2.0, retry=RetryPolicy(max_crashes=1)), Bystander],
+    max_restarts=100,
+)
 strict = App("strict", streams=[STREAM], children=[Recorder, Bystander], max_restarts=0)
 
 
@@ -119,6 +133,22 @@ class NeverStarts(Actor):
         """Do nothing."""
 
 
+class StartsOnce(Actor):
+    """Its first start is its only one, and what it handles never ends."""
+
+    async def on_start(self, ctx: StartContext) -> None:
+        """Fail unless it is the first."""
+        if ctx.generation > 1:
+            raise RuntimeError("no database")
+
+    @handles
+    async def number(self, event: Number) -> None:
+        """Say that it has begun, and wait."""
+        Path(os.environ["HANDLED"]).touch()
+        await asyncio.Event().wait()
+
+
+once = App("once", streams=[STREAM], children=[StartsOnce, Bystander])
 half_up = App("half", streams=[STREAM], children=[NeverStarts, Bystander])
 
 

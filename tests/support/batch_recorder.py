@@ -1,18 +1,20 @@
 """The app that fault tests of batches run: its actor writes down what it handles, a batch at a time.
 
 RECORD_FILE takes one line an event when its batch is done, and that file's name with `.begun` one when it
-begins; RECORD_SECONDS is how long a batch takes; RECORD_KEYED gives the actor a key. A number in
-RECORD_DEADLY makes its handler kill the process with a segmentation fault.
+begins; RECORD_SECONDS is how long a batch takes, and one with the number RECORD_STUCK or a later one doesn't
+end in the cell's first process; RECORD_KEYED gives the actor a key. A number in RECORD_DEADLY makes its
+handler kill the process with a segmentation fault. RECORD_ACK_WAIT is for how many seconds the server waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import math
 import os
 from typing import TYPE_CHECKING
 
-from support.recorder import Noted
+from support.recorder import ACK_WAIT_SECONDS, DEADLY, SECONDS, STUCK, Noted
 from understudy.actors.actor import Actor
 from understudy.actors.context import BatchContext, StartContext
 from understudy.actors.handlers import handles
@@ -24,14 +26,14 @@ from understudy.runtime.stream import Stream
 if TYPE_CHECKING:
     from understudy.actors.options import OptionKeywords
 
-SECONDS = float(os.environ.get("RECORD_SECONDS", "0"))
-DEADLY = {int(number) for number in os.environ.get("RECORD_DEADLY", "").split()}
 
-
-class Recorder(Actor, mailbox=Mailbox(capacity=64), ack_wait_seconds=5, hang_timeout_seconds=3):
+class Recorder(
+    Actor, mailbox=Mailbox(capacity=64), ack_wait_seconds=ACK_WAIT_SECONDS, hang_timeout_seconds=3
+):
     """Appends `pid number attempt sequence customer size` to the record."""
 
     async def on_start(self, ctx: StartContext) -> None:
+        self._stuck = STUCK if ctx.generation == 1 else math.inf
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         self._record = os.open(os.environ["RECORD_FILE"], flags)
         self._begun = os.open(f"{os.environ['RECORD_FILE']}.begun", flags)
@@ -45,6 +47,8 @@ class Recorder(Actor, mailbox=Mailbox(capacity=64), ack_wait_seconds=5, hang_tim
         os.write(self._begun, lines)
         if any(event.number in DEADLY for event in events):
             ctypes.string_at(0)
+        if any(event.number >= self._stuck for event in events):
+            await asyncio.Event().wait()
         if SECONDS:
             await asyncio.sleep(SECONDS)
         os.write(self._record, lines)

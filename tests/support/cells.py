@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
+from understudy.actors.actor import Actor
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.app import App
 from understudy.runtime.cell.cell import Cell
@@ -21,10 +22,20 @@ from understudy.runtime.jetstream.api import consumer_info
 from understudy.runtime.jetstream.publisher import Publisher
 from understudy.runtime.jetstream.topology import Backlog, backlog, dead_letter_stream, ensure_topology
 from understudy.runtime.specs import CellSpec
+from understudy.runtime.stream import Stream
 
 TIMEOUT_SECONDS = 30.0
+LANES = {"fast lane": True, "public API": False}
 # Decorates a fixture: each of its tests runs with and without the fast lane, which `request.param` says.
-both_lanes = pytest.fixture(params=[True, False], ids=["fast lane", "public API"])
+both_lanes = pytest.fixture(params=list(LANES.values()), ids=list(LANES))
+# Decorates a test that uses `orders`. The lanes differ in how they pull, settle, publish and look up: what is
+# above that runs on the fast one only.
+in_both_lanes = pytest.mark.parametrize("orders", list(LANES.values()), ids=list(LANES), indirect=True)
+
+
+def app_of(actor: type[Actor], **options: Any) -> App:
+    """Return the app shop with one actor, and the stream ORDERS."""
+    return App("shop", streams=[Stream("ORDERS", subjects=["orders.>"])], children=[actor], **options)
 
 
 async def until(
@@ -50,6 +61,8 @@ class CellRun:
         self.url = url
         self.directory = directory
         self.fast_lane = fast_lane
+        # As a run directory is named: cells with directories of their own are on nodes of their own.
+        self.run_id = directory.name
         self.generation = 0
         self.cell: Cell | None = None
         self.task: asyncio.Task[str] | None = None
@@ -65,7 +78,7 @@ class CellRun:
             run=RunSpec(
                 app=self.app.name,
                 target="",
-                run_id="test-run",
+                run_id=self.run_id,
                 run_directory=str(self.directory),
                 launcher_pid=0,
                 revision=0,
@@ -99,6 +112,16 @@ class CellRun:
             self.cell.stop()
             await asyncio.wait_for(self.task, TIMEOUT_SECONDS)
             self.cell = self.task = None
+
+    async def die(self) -> None:
+        """End its tasks wherever they are and its connection, as the end of its process would."""
+        assert self.cell is not None
+        assert self.task is not None
+        doomed = [self.task, *self.cell._lanes.workers, *self.cell._background]
+        for task in doomed:
+            task.cancel()
+        await asyncio.gather(*doomed, return_exceptions=True)
+        await self.vanish()
 
     async def vanish(self) -> None:
         """Close a failed cell's connection, as the end of its process would."""
@@ -207,9 +230,9 @@ async def bench(url: str, directory: Path, *, fast_lane: bool = True) -> AsyncIt
         try:
             yield made
         finally:
-            for cell in made.cells:
-                if cell.task is not None and not cell.task.done():
-                    await cell.stop()
+            # Together: each waits for its last pull requests to expire.
+            running = [cell for cell in made.cells if cell.task is not None and not cell.task.done()]
+            await asyncio.gather(*(cell.stop() for cell in running))
             for task in made.tasks:
                 task.cancel()
             for opened in made.clients:

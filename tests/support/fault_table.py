@@ -80,31 +80,56 @@ def try_once(scene: Scene, fault: Fault, victim: str) -> Trial:
     return Trial((again - inflicted.at) / 1e6, frozenset(restarted), reason)
 
 
+class Account(NamedTuple):
+    """What one run of the app comes to, over all faults that it was given; as in `Row`."""
+
+    trials: list[Trial]
+    events: int
+    lost: int
+    twice: int
+    differences: list[str]
+
+
+def try_in_turn(faults: Sequence[tuple[Fault, str]]) -> Account:
+    """Run the app, and make one fault happen after the other, each to its victim."""
+    trials: list[Trial] = []
+    differences: list[str] = []
+    with tempfile.TemporaryDirectory() as directory, Scene(Path(directory)) as scene:
+        try:
+            for fault, victim in faults:
+                trial = try_once(scene, fault, victim)
+                trials.append(trial)
+                differences.extend(_differences_of(fault, victim, trial))
+            stages, status = scene.finish()
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            # Nobody got over it; what it would have cost isn't known.
+            return Account(trials, 0, 0, 0, [*differences, f"{type(error).__name__}: {error}"])
+    if status:
+        differences.append(f"exit status {status}")
+    for actor, stage in stages.items():
+        differences.extend(f"{actor}: {difference}" for difference in stage.differences())
+    return Account(
+        trials,
+        events=scene.load.published,
+        lost=sum(stage.lost for stage in stages.values()),
+        twice=sum(stage.repeats for stage in stages.values()),
+        differences=differences,
+    )
+
+
 def try_often(fault: Fault, runs: int) -> Row:
     """Make a fault happen so often, each time to a victim that nothing has happened to yet."""
     row = Row(fault, [], 0, 0, 0, [])
     while len(row.trials) < runs:
         victims = VICTIMS[: 1 if fault.is_alone else runs - len(row.trials)]
-        with tempfile.TemporaryDirectory() as directory, Scene(Path(directory)) as scene:
-            try:
-                for victim in victims:
-                    trial = try_once(scene, fault, victim)
-                    row.trials.append(trial)
-                    row.differences.extend(_differences_of(fault, victim, trial))
-                stages, status = scene.finish()
-            except (AssertionError, subprocess.TimeoutExpired) as error:
-                # Nobody got over it; what it would have cost isn't known.
-                row.differences.append(f"{type(error).__name__}: {error}")
-                return row
-        if status:
-            row.differences.append(f"exit status {status}")
-        for actor, stage in stages.items():
-            row.differences.extend(f"{actor}: {difference}" for difference in stage.differences())
+        tried = try_in_turn([(fault, victim) for victim in victims])
+        row.trials.extend(tried.trials)
+        row.differences.extend(tried.differences)
         row = row._replace(
-            events=row.events + scene.load.published,
-            lost=row.lost + sum(stage.lost for stage in stages.values()),
-            twice=row.twice + sum(stage.repeats for stage in stages.values()),
+            events=row.events + tried.events, lost=row.lost + tried.lost, twice=row.twice + tried.twice
         )
+        if len(tried.trials) < len(victims):
+            return row
     return row
 
 

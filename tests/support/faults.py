@@ -28,6 +28,9 @@ RECOVERY_SECONDS = 60.0
 ESCALATED = 70
 DURABLES = tuple(f"faults-{recorded.actor}" for recorded in RECORDED)
 STREAM = "FAULTS"
+# In the app's URL of its broker, which asks for none, and in a header of each event: no log may show them.
+PASSWORD = "Xyzzy-19"
+TOKEN = "Plugh-77"
 CELLS = tuple(f"{recorded.actor}/0" for recorded in RECORDED)
 
 
@@ -93,6 +96,7 @@ class Scene:
             make_event,
             per_second=EVENTS_PER_SECOND,
             keys=RECORDED[0].keys,
+            headers={"Authorization": f"Bearer {TOKEN}"},
         ).__enter__()
         return self
 
@@ -118,7 +122,7 @@ class Scene:
             Launched(
                 self._directory / "app",
                 "support.fault_app:app",
-                servers=self.server.url,
+                servers=self.server.url.replace("//", f"//faults:{PASSWORD}@"),
                 log=f"log.{len(self.runs)}",
                 environment={"FAULTS_DIRECTORY": str(self._directory)},
             )

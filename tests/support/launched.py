@@ -17,12 +17,13 @@ import httpx
 import nats
 
 from support.lines import read_lines
+from support.processes import GONE_SECONDS
 from support.tree import wait_until
 from understudy.runtime.supervision.processes import Process, descendants, is_alive
 from understudy.runtime.supervision.self_check import listening_sockets
 
 TESTS = Path(__file__).parent.parent
-UP_SECONDS = 40.0
+UP_SECONDS = 60.0
 
 
 class Launched:
@@ -92,16 +93,16 @@ class Launched:
         return [process for process in descendants(self.process.pid) if not process.is_zombie]
 
     def assert_nobody_left(self) -> None:
-        """Fail unless every process that was ever seen is gone within two seconds."""
-        deadline = time.monotonic() + 2
+        """Fail unless every process that was ever seen is gone soon."""
+        deadline = time.monotonic() + GONE_SECONDS
         while left := [pid for pid, seen in self._seen.items() if is_alive(pid, seen.start_ticks)]:
             if time.monotonic() > deadline:
                 for pid in left:
                     os.kill(pid, signal.SIGKILL)
-                raise AssertionError(f"still there after 2 s: {left}")
+                raise AssertionError(f"still there after {GONE_SECONDS:g} s: {left}")
             time.sleep(0.01)
 
-    def wait(self, timeout_seconds: float = 10.0) -> int:
+    def wait(self, timeout_seconds: float = 30.0) -> int:
         """Return the exit status."""
         return self.process.wait(timeout=timeout_seconds)
 
@@ -109,7 +110,7 @@ class Launched:
         """Send SIGTERM and return the exit status."""
         self.note_processes()
         self.process.terminate()
-        return self.wait(30)
+        return self.wait()
 
     def log(self, event: str | None = None) -> list[dict[str, Any]]:
         """Return the log's entries, or those with this event."""
@@ -148,7 +149,7 @@ class Launched:
             child = self.child(name)
             return child if child["state"] == "up" and child["generation"] >= generation else None
 
-        child: dict[str, Any] = wait_until(reached, 15, f"{name} up in generation {generation}")
+        child: dict[str, Any] = wait_until(reached, what=f"{name} up in generation {generation}")
         self.note_processes()
         return child
 

@@ -13,6 +13,7 @@ from typing import Any
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 
+from support.commands import run_command
 from understudy.runtime.jetstream.api import stream_info
 from understudy.runtime.jetstream.dead_letters import DeadLetter, write
 from understudy.runtime.jetstream.publish_window import PublishWindow
@@ -95,16 +96,25 @@ class Letters:
         return (await self.js.stream_info(stream)).state.messages
 
     async def start(self, *arguments: str, stdin: int = DEVNULL) -> Process:
-        """Start `understudy dead-letters` with some arguments."""
+        """Start `understudy dead-letters` with some arguments, for who reads or interrupts it on the way."""
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "understudy.runtime", "dead-letters", *arguments, "--servers", self.url,
             stdin=stdin, stdout=PIPE, stderr=PIPE,
-            env={**os.environ, "UNDERSTUDY_NATS__FAST_LANE": str(self.fast_lane).lower()},
+            env=self._environment(),
         )  # fmt: skip
 
-    async def run(self, *arguments: str, stdin: int = DEVNULL) -> Result:
+    async def run(self, *arguments: str) -> Result:
         """Run `understudy dead-letters` with some arguments."""
-        return await ended(await self.start(*arguments, stdin=stdin))
+        done = await asyncio.to_thread(
+            run_command,
+            *("dead-letters", *arguments, "--servers", self.url),
+            environment=self._environment(),
+            timeout_seconds=TIMEOUT_SECONDS,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "UNDERSTUDY_NATS__FAST_LANE": str(self.fast_lane).lower()}
 
 
 async def ended(process: Process) -> Result:

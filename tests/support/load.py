@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
 import nats.errors
 
+from understudy.actors import codec
 from understudy.actors.errors import PublishError
-from understudy.actors.event import Event
+from understudy.actors.event import Event, subject_of
 from understudy.runtime.jetstream.publisher import Publisher
 
 
-async def publish_confirmed(publisher: Publisher, event: Event, message_id: str) -> None:
+async def publish_confirmed(
+    publisher: Publisher, event: Event, message_id: str, headers: Mapping[str, str] | None = None
+) -> None:
     """Publish an event and try again, under the same id, until a stream has confirmed it."""
+    body, all_headers = codec.encode(event), {"Content-Type": codec.MSGPACK, "Nats-Msg-Id": message_id}
     while True:
         try:
-            await publisher.publish(event, message_id=message_id)
+            if headers is None:
+                await publisher.publish(event, message_id=message_id)
+            else:
+                await publisher.publish_raw(subject_of(event), body, {**all_headers, **headers})
             return
         except PublishError as error:
             if "no stream confirmed" not in str(error) and not isinstance(error.__cause__, nats.errors.Error):
@@ -37,10 +44,20 @@ class Load:
         make: makes the event of a number.
         per_second: how many events, of all keys together.
         keys: how many keys there are.
+        headers: that each event has; none if None.
     """
 
-    def __init__(self, url: str, make: Callable[[int], Event], *, per_second: float, keys: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        make: Callable[[int], Event],
+        *,
+        per_second: float,
+        keys: int,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._url = url
+        self._headers = headers
         self._make = make
         self._period_seconds = keys / per_second
         self._rounds = [0] * keys
@@ -95,7 +112,7 @@ class Load:
                 return
             number = key + keys * self._rounds[key]
             self._begun = max(self._begun, self._rounds[key] + 1)
-            await publish_confirmed(publisher, self._make(number), f"n{number}")
+            await publish_confirmed(publisher, self._make(number), f"n{number}", self._headers)
             self._rounds[key] += 1
 
     def _last_round(self) -> int | None:

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from support.cells import until
+from understudy.runtime.broker.binary import find_nats_server
 from understudy.runtime.broker.embedded import EmbeddedServer
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    """Return whether somebody listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextlib.asynccontextmanager
+async def configured_server(*arguments: str) -> AsyncIterator[str]:
+    """Run a nats-server with these arguments too, without JetStream, and yield its URL."""
+    port = free_port()
+    server = subprocess.Popen(
+        [find_nats_server(), "-a", "127.0.0.1", "-p", str(port), *arguments], stderr=subprocess.DEVNULL
+    )
+    try:
+        await until(lambda: accepts(port))
+        yield f"nats://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
 
 
 class NatsServer:

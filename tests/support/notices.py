@@ -24,9 +24,10 @@ from understudy.actors.policies import Mailbox, RetryPolicy
 from understudy.actors.supervision import Child, Supervisor
 from understudy.examples.flights.client import post_notice
 from understudy.runtime.app import App
-from understudy.runtime.cell import pipeline
+from understudy.runtime.cell import idempotency, pipeline
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.idempotency import Marks
+from understudy.runtime.cell.marking import Marking
 from understudy.runtime.stream import Stream
 
 MOMENTS = ("handler", "output", "mark", "ack")
@@ -72,13 +73,15 @@ class _MarksThatDie(Marks):
             note("handled", delivery.idempotency_key)
         super()._note_handled(delivery)
 
-    async def _make(self, *arguments: Any) -> Any:
-        die_at("mark")
-        return await super()._make(*arguments)
-
     def _confirmed(self, *arguments: Any) -> None:
         die_at("ack")
         super()._confirmed(*arguments)
+
+
+class _MarkingThatDies(Marking):
+    async def make(self, *arguments: Any) -> Any:
+        die_at("mark")
+        return await super().make(*arguments)
 
 
 class Notifier(
@@ -106,6 +109,7 @@ class Notifier(
 if URL:
     # In the cells of this app alone.
     vars(pipeline)["Marks"] = _MarksThatDie
+    vars(idempotency)["Marking"] = _MarkingThatDies
 
 app = App(
     "notices",

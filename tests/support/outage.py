@@ -109,7 +109,8 @@ class Account(msgspec.Struct, kw_only=True):
         repeated: events that it answered well more than once.
         burst: calls to the dead service until the first pause.
         trials: calls to it after that.
-        shortest_pause_seconds: between any two of those.
+        shortest_pause_seconds: between any two of those. The burst's last call may be of a cell that had not
+            heard yet that the breaker was open, so the first of them may come sooner after it.
         cells_that_tried: how many cells made them.
         growth_bytes: how much memory the cell that grew most took meanwhile.
         resumed_seconds: from the first good trial until the last of the cells was answered again.
@@ -243,7 +244,7 @@ def outage(server: NatsServer, directory: Path, *, dead_seconds: float, reset_se
             repeated=sum(count > 1 for count in answered.values()),
             burst=burst,
             trials=len(dead) - burst,
-            shortest_pause_seconds=round(min(pauses[burst - 1 :], default=reset_seconds), 3),
+            shortest_pause_seconds=round(min(pauses[burst:], default=reset_seconds), 3),
             cells_that_tried=sum(counted["breaker_trials"] > 0 for counted in counters),
             growth_bytes=max(after[pid] - before[pid] for pid in before),
             resumed_seconds=round(resumed - good[0].at, 3),

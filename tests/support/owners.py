@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from support.cells import Bench, CellRun, until
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context
@@ -148,6 +150,29 @@ class Owners:
         info = await api.consumer_info(self.bench.client, STREAM, DURABLE)
         assert info is not None
         return info
+
+    async def kill_in_handlers(self, count: int, running: int, monkeypatch: pytest.MonkeyPatch) -> CellRun:
+        """Have node a die with so many events of as many customers, so many of which it is handling."""
+        never = asyncio.Event()
+
+        async def get_stuck(_: Run) -> None:
+            await never.wait()
+
+        self.handler = get_stuck
+        node = await self.start("a")
+        await self.note(range(count), count)
+        await until(lambda: node.status.held == count and len(self.runs) == running)
+        await self.kill("a", monkeypatch)
+        self.handler = None
+        self.forget()
+        return node
+
+    async def kill(self, node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have a node's cell die; what ends a task writes nothing down, as a kill wouldn't."""
+        cell = self.nodes[node].cell
+        assert cell is not None
+        monkeypatch.setattr(cell._ledger, "held", lambda _: None)
+        await self.nodes[node].die()
 
     async def settled(self) -> None:
         """Wait until everything is acked that was published so far."""

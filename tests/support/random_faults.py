@@ -1,4 +1,4 @@
-"""Faults at random while events are handled, and an account of every event, process, byte and descriptor.
+"""Faults at random while events are handled, and an account of every event, process, byte, descriptor, line.
 
 `python -m support.random_faults --minutes 30`, in tests/. A victim's process, all of them with their
 supervisor, the whole tree's time or the broker is hit every two seconds; launcher, control plane and the
@@ -28,7 +28,9 @@ from support.account import Kill, Stage, is_outage
 from support.fault_app import BYSTANDER, OPS, VICTIMS, Moment
 from support.faults import (
     EVENTS_PER_SECOND,
+    PASSWORD,
     RECOVERY_SECONDS,
+    TOKEN,
     Scene,
     end_with_all,
     kill_broker,
@@ -39,6 +41,7 @@ from support.faults import (
     stop_cell_briefly,
     suspend_all,
 )
+from support.log_check import LogAccount, check_log
 from support.streams import count_messages
 from support.tree import wait_until
 from understudy.runtime.telemetry.logs import configure_logging
@@ -139,6 +142,7 @@ class Account(msgspec.Struct, kw_only=True):
         files_before, files_after: how many there were in the run's directory.
         exit_status: the run's.
         files_left: in the run's directory at the end.
+        log: what each line of the log is.
     """
 
     seed: int
@@ -157,6 +161,7 @@ class Account(msgspec.Struct, kw_only=True):
     files_after: int
     exit_status: int
     files_left: list[str]
+    log: LogAccount
 
     def differences(self) -> list[str]:
         """Return what is not as it must be."""
@@ -179,6 +184,7 @@ class Account(msgspec.Struct, kw_only=True):
         if self.exit_status:
             found.append(f"exit status {self.exit_status}")
         found += [f"left behind: {path}" for path in self.files_left]
+        found += [f"log: {problem}" for problem in self.log.problems]
         return found
 
 
@@ -251,6 +257,10 @@ def storm(directory: Path, *, seconds: float, seed: int, progress: bool = False)
         work = _Storm(scene, seed, progress)
         run = scene.run
         scene.wait_until_handled()
+        # Python keeps the memory of the worst moment, and that is what comes at once after these.
+        for hit in (restart_broker, kill_broker, suspend_all):
+            hit(scene, VICTIMS[0])
+            scene.wait_until_handled()
         time.sleep(WARM_UP_SECONDS)
         processes, before, files_before = scene.processes(), _uses(scene), _count_files(run.runs)
         began = time.monotonic()
@@ -259,7 +269,8 @@ def storm(directory: Path, *, seconds: float, seed: int, progress: bool = False)
         wait_until(scene.is_ready, RECOVERY_SECONDS, "ready")
         scene.wait_until_handled()
         time.sleep(WARM_UP_SECONDS)
-        now, after, files_after = scene.processes(), _uses(scene, before), _count_files(run.runs)
+        now, after = scene.processes(), _uses(scene, before)
+        files_after = _count_files(run.runs, files_before)
         scene.kills += work.deadly_deeds()
         stages, status = scene.finish()
         ends = Counter(
@@ -268,6 +279,8 @@ def storm(directory: Path, *, seconds: float, seed: int, progress: bool = False)
             if entry["event"] in ("cell exited", "supervisor exited")
             and not is_outage(scene.outages, entry["time"])
         )
+        with run.log_path.open("rb") as log:
+            log_account = check_log(log, [PASSWORD, TOKEN])
         return Account(
             seed=seed,
             seconds=round(seconds, 1),
@@ -285,6 +298,7 @@ def storm(directory: Path, *, seconds: float, seed: int, progress: bool = False)
             files_after=files_after,
             exit_status=status,
             files_left=[str(path) for path in run.runs.rglob("*") if not path.is_dir()],
+            log=log_account,
         )
 
 
@@ -359,7 +373,18 @@ def _count_descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def _count_files(directory: Path) -> int:
+def _count_files(directory: Path, most: int | None = None) -> int:
+    """Return how many files there are; more than there may be must be there for long."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        # One that is just being replaced has two names.
+        count = min(_look_for_files(directory) for _ in range(LOOKS))
+        if most is None or count <= most or time.monotonic() > deadline:
+            return count
+
+
+def _look_for_files(directory: Path) -> int:
+    time.sleep(LOOK_SECONDS)
     return sum(not path.is_dir() for path in directory.rglob("*"))
 
 

@@ -1,26 +1,31 @@
 """The app that fault tests run: its actor writes down what it handles.
 
-RECORD_FILE takes one line a run; RECORD_SECONDS is how long a handler takes; RECORD_KEYED gives the actor a
-key; with RECORD_START=hang its start never ends. A number in RECORD_DEADLY makes its handler kill the process
-with a segmentation fault.
+RECORD_FILE takes one line a run; RECORD_SECONDS is how long a handler takes; from the number RECORD_STUCK on,
+handlers of the cell's first process don't end. RECORD_KEYED gives the actor a key; with RECORD_START=hang its
+start never ends. A number in RECORD_DEADLY makes its handler kill the process with a segmentation fault.
+RECORD_ATTEMPTS is how many a delivery has, and RECORD_ACK_WAIT for how many seconds the server waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import math
 import os
 
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context, StartContext
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
-from understudy.actors.policies import Mailbox
+from understudy.actors.policies import Mailbox, RetryPolicy
 from understudy.actors.supervision import Child, Supervisor
 from understudy.runtime.app import App
 from understudy.runtime.stream import Stream
 
 SECONDS = float(os.environ.get("RECORD_SECONDS", "0"))
+STUCK = float(os.environ.get("RECORD_STUCK") or math.inf)
+ACK_WAIT_SECONDS = float(os.environ.get("RECORD_ACK_WAIT", "5"))
+ATTEMPTS = int(os.environ.get("RECORD_ATTEMPTS", "5"))
 DEADLY = {int(number) for number in os.environ.get("RECORD_DEADLY", "").split()}
 
 
@@ -31,19 +36,28 @@ class Noted(Event, subject="notes.noted"):
     customer: str = "c"
 
 
-class Recorder(Actor, mailbox=Mailbox(capacity=64), ack_wait_seconds=5, hang_timeout_seconds=3):
+class Recorder(
+    Actor,
+    mailbox=Mailbox(capacity=64),
+    ack_wait_seconds=ACK_WAIT_SECONDS,
+    hang_timeout_seconds=3,
+    retry=RetryPolicy(max_attempts=ATTEMPTS),
+):
     """Appends `pid number attempt sequence customer` to the record."""
 
     async def on_start(self, ctx: StartContext) -> None:
         ctx.log.info("starting the actor")
         if os.environ.get("RECORD_START") == "hang":
             await asyncio.Event().wait()
+        self._stuck = STUCK if ctx.generation == 1 else math.inf
         self._record = os.open(os.environ["RECORD_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     @handles
     async def noted(self, event: Noted, ctx: Context) -> None:
         if event.number in DEADLY:
             ctypes.string_at(0)
+        if event.number >= self._stuck:
+            await asyncio.Event().wait()
         if SECONDS:
             await asyncio.sleep(SECONDS)
         line = (

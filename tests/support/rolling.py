@@ -101,10 +101,14 @@ class Account(msgspec.Struct, kw_only=True):
     slowest_start_seconds: float
     actors: dict[str, Handled]
 
-    def differences(self) -> list[str]:
-        """Return what is not as it must be."""
+    def differences(self, *, timed: bool = True) -> list[str]:
+        """Return what is not as it must be.
+
+        Args:
+            timed: whether as much must have been published as was wanted, which a busy machine can't.
+        """
         found = [f"{count} nodes ended with {status}" for status, count in self.exits.items() if status]
-        if self.a_second < self.wanted_a_second * 0.95:
+        if timed and self.a_second < self.wanted_a_second * 0.95:
             found.append(f"{self.a_second} events a second, not {self.wanted_a_second}")
         for name, handled in self.actors.items():
             found += [

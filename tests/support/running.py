@@ -18,7 +18,7 @@ from support.lines import complete_lines, read_lines
 from support.tree import wait_until
 
 # Long enough for a busy machine: what passes needs none of it.
-TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 60.0
 
 
 def until(condition: Callable[[], object], timeout_seconds: float = TIMEOUT_SECONDS) -> None:
@@ -69,6 +69,11 @@ class Running:
         until(lambda: self.events("ready") or self.process.poll() is not None)  # type: ignore[union-attr]
         assert self.process.poll() is None, self.log()
         self._http = str(self.events("ready")[0]["http"])
+
+    @property
+    def url(self) -> str:
+        """Where HTTP is served, once it is ready."""
+        return self._http
 
     def log(self) -> str:
         """What this run has logged so far."""
@@ -139,8 +144,8 @@ def running(
 ) -> Iterator[Running]:
     """Run an app for the length of a test, and kill what is left of it."""
     run = Running(url, directory, target, **environment)
-    run.start(wait=wait)
     try:
+        run.start(wait=wait)
         yield run
     finally:
         if run.process is not None and run.process.poll() is None:

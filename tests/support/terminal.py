@@ -11,6 +11,8 @@ from typing import Any, Self
 
 import psutil
 
+from support.commands import run_command
+
 APP = """
 from understudy import Actor, App, Event, Stream, handles
 
@@ -41,14 +43,7 @@ class Terminal:
         self.running: list[subprocess.Popen[str]] = []
 
     def type(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "understudy.runtime", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.directory,
-            env=self.environment,
-        )
+        return run_command(*arguments, environment=self.environment, directory=self.directory)
 
     def start(
         self, *arguments: str, own_session: bool = False, wrapped: tuple[str, ...] = ()
@@ -94,6 +89,8 @@ def entries_until(process: subprocess.Popen[str], event: str) -> list[dict[str, 
     assert process.stderr is not None
     seen = []
     for line in process.stderr:
+        # Shown if the test fails, as by its timeout.
+        print(line, end="")
         seen.append(json.loads(line))
         if seen[-1]["event"] == event:
             return seen

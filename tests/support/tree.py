@@ -15,6 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from support.lines import read_lines
+from support.processes import GONE_SECONDS
 from understudy.actors.options import RestartType
 from understudy.actors.supervision import Strategy
 from understudy.runtime.specs import CellSpec, SupervisorSpec
@@ -117,6 +118,11 @@ class Tree:
         """Return a supervisor's view; the root's without a name."""
         return read_state(self.directory, name or self.root_name)
 
+    def has_looked_since(self, moment: float, name: str) -> bool:
+        """Return whether a supervisor has looked at its children since a moment of CLOCK_BOOTTIME."""
+        status = self.state(name)
+        return status is not None and status.heartbeat > moment
+
     def child(self, name: str) -> ChildStatus:
         """Return a child of any supervisor."""
         for path in self.directory.glob("*.supervisor.json"):
@@ -140,7 +146,7 @@ class Tree:
         self.note_processes()
         return status
 
-    def wait_until_up(self, timeout_seconds: float = 10.0) -> None:
+    def wait_until_up(self, timeout_seconds: float = 30.0) -> None:
         """Return when the root has started all its children."""
         wait_until(lambda: (status := self.state()) and status.state == "up", timeout_seconds, "root up")
         self.note_processes()
@@ -150,13 +156,13 @@ class Tree:
         self.seen |= {process.pid: process.start_ticks for process in descendants(self.launcher.pid)}
 
     def assert_nobody_left(self) -> None:
-        """Fail unless every process that was ever seen below the launcher is gone within two seconds."""
-        deadline = time.monotonic() + 2
+        """Fail unless every process that was ever seen below the launcher is gone soon."""
+        deadline = time.monotonic() + GONE_SECONDS
         while left := [pid for pid, started in self.seen.items() if is_alive(pid, started)]:
             if time.monotonic() > deadline:
                 for pid in left:
                     os.kill(pid, signal.SIGKILL)
-                raise AssertionError(f"still there after 2 s: {left}")
+                raise AssertionError(f"still there after {GONE_SECONDS:g} s: {left}")
             time.sleep(0.01)
 
     def starts(self) -> list[str]:

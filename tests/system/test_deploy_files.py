@@ -65,6 +65,9 @@ def test_the_manifest_is_in_accord_with_the_runtime(
     }
     assert probes == {"/livez", "/readyz"}
     assert probes <= routes
+    scraped = manifest["spec"]["template"]["metadata"]["annotations"]
+    assert scraped["prometheus.io/path"] in routes
+    assert scraped["prometheus.io/port"] == str(container["ports"][0]["containerPort"])
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

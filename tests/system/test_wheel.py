@@ -127,6 +127,8 @@ def test_the_tests_of_what_may_differ_pass_against_it(installed: Path, tmp_path:
     shutil.copytree(
         ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__", "system")
     )
+    # What the documents say is compared with the code too.
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
     for name in ("setup.cfg", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     where = run(

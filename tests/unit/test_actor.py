@@ -58,6 +58,11 @@ def test_what_keeps_an_order_has_other_defaults() -> None:
     assert options(key="carrier", on_failure="redeliver").on_failure == "redeliver"
 
 
+def test_what_waits_for_a_state_may_be_more() -> None:
+    assert options(state=Tally).mailbox == Mailbox(capacity=4096)
+    assert options(state=Tally, mailbox=Mailbox(capacity=7)).mailbox == Mailbox(capacity=7)
+
+
 def test_state_makes_a_sole_owner_but_keeps_no_order() -> None:
     stateful = options(state=Tally)
     assert (stateful.concurrency, stateful.on_failure, stateful.is_sole_owner) == (1, "redeliver", True)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import structlog
 
+from support.deliveries import delivery
 from understudy.runtime.breakers.breakers import Breakers
 from understudy.runtime.cell.context import CellBatchContext
-from understudy.runtime.cell.delivery import HeldDelivery
 
 
 def context() -> CellBatchContext:
@@ -19,7 +19,7 @@ def context() -> CellBatchContext:
         sent.append((index, event, subject))
 
     sent: list[tuple[int | None, object, str | None]] = []
-    members = [HeldDelivery("ORDERS", "orders.placed", b"", b"", b"", number, 1, 0, 0.0) for number in (7, 8)]
+    members = [delivery(7), delivery(8)]
     return CellBatchContext(members, Breakers({}), structlog.get_logger(), send, lambda: None)
 
 

@@ -69,7 +69,7 @@ class Bucket:
         self.revision += 1
         self.writes += 1
         for store in self.stores:
-            if not store.is_away:
+            if not (store.is_away or store.is_deaf):
                 asyncio.get_running_loop().call_soon(store.heard, KEY, value, self.revision)
         return self.revision
 
@@ -83,6 +83,11 @@ class MemoryStore:
         self.is_away = False
         self.is_slow = False
         self.slow = asyncio.Event()
+        # What is written is answered late, and not heard of.
+        self.is_mute = False
+        self.written = asyncio.Event()
+        self.answer = asyncio.Event()
+        self.is_deaf = False
         self.is_connected = True
         bucket.stores.append(self)
 
@@ -103,7 +108,13 @@ class MemoryStore:
         """Write by compare-and-set."""
         assert key == KEY
         await self._answer()
-        return self.bucket.put(value) if revision == self.bucket.revision else None
+        if revision != self.bucket.revision:
+            return None
+        written = self.bucket.put(value)
+        if self.is_mute:
+            self.written.set()
+            await self.answer.wait()
+        return written
 
 
 class Cell:
@@ -112,6 +123,8 @@ class Cell:
     def __init__(self, bucket: Bucket, name: str, policy: CircuitBreaker) -> None:
         self.changes: list[str] = []
         self.counts: list[str] = []
+        self.name = name
+        self.policy = policy
         self.breakers = Breakers(
             {KEY: policy},
             changed=self.changes.append,
@@ -160,11 +173,20 @@ class Cells:
     async def start(self, number: int = 1, **settings: object) -> list[Cell]:
         """Start so many more."""
         policy = CircuitBreaker(KEY, **{"fail_max": 3, "reset_timeout_seconds": 30.0, **settings})  # type: ignore[arg-type]
-        cells = [Cell(self.bucket, f"cell-{len(self.made) + index}", policy) for index in range(number)]
+        cells = [Cell(self.bucket, f"cell-{len(self.made) + index}.1", policy) for index in range(number)]
         self.made += cells
         for cell in cells:
             await cell.start()
         return cells
+
+    async def replace(self, dead: Cell) -> Cell:
+        """Start what replaces a cell, which says nothing more and hears nothing."""
+        dead.store.is_away = dead.store.is_deaf = True
+        self.made.remove(dead)
+        replacement = Cell(self.bucket, f"{dead.name.partition('.')[0]}.2", dead.policy)
+        self.made.append(replacement)
+        await replacement.start()
+        return replacement
 
     async def all_are(self, state: str) -> None:
         """Wait until all cells and the bucket have a state."""
@@ -193,6 +215,7 @@ async def cells(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     yield made
     for cell in made.made:
         cell.store.slow.set()
+        cell.store.answer.set()
         await cell.breakers.close()
 
 
@@ -218,7 +241,7 @@ async def test_an_opening_is_told_to_all_at_once(cells: Cells) -> None:
     with pytest.raises(CircuitOpen) as raised:
         await second.call()
     assert raised.value.retry_after_seconds == 30.0
-    assert cells.bucket.record.by == "cell-0"
+    assert cells.bucket.record.by == "cell-0.1"
 
 
 async def test_failures_of_all_cells_are_counted_together(cells: Cells) -> None:
@@ -324,31 +347,151 @@ async def test_a_dead_claimer_s_trial_is_made_by_another_after_a_time(cells: Cel
     assert cells.bucket.record.opening == 1
 
 
+async def test_a_dead_cell_s_trial_has_failed_when_its_replacement_knows_of_it(
+    cells: Cells, clock: Clock
+) -> None:
+    """The service has had its call; nobody waits for the claim's end, nor calls before the reset timeout."""
+    dead, other = await cells.start(2)
+    await open_up(cells)
+    clock.now += 31
+    await dead.guard().__aenter__()
+    await until(lambda: other.state == HALF_OPEN)
+    clock.now += 1
+    with capture_logs() as logs:
+        replacement = await cells.replace(dead)
+        await cells.all_are(OPEN)
+    told = [entry for entry in logs if entry["event"] == "breaker open"]
+    assert [entry.get("error") for entry in told] == ["the cell that tried it has died"]
+    assert cells.bucket.record.opening == 2
+    clock.now += 29.5
+    with pytest.raises(CircuitOpen):
+        await other.call()
+    clock.now += 0.5
+    # Whose trial has failed lets the others go first.
+    assert replacement.breaker.wait_seconds() == pytest.approx(0.25)
+    await other.call()
+    await cells.all_are(CLOSED)
+
+
+async def test_the_claim_of_a_cell_of_another_name_is_left_alone(cells: Cells, clock: Clock) -> None:
+    """Whoever starts while another tries waits for that."""
+    await cells.start(2)
+    await open_up(cells)
+    clock.now += 31
+    async with cells.made[0].guard():
+        (later,) = await cells.start()
+        assert later.state == HALF_OPEN
+        with pytest.raises(CircuitOpen):
+            await later.call()
+    await cells.all_are(CLOSED)
+    assert cells.bucket.record.opening == 1
+
+
+async def give_up_a_claim(cell: Cell) -> None:
+    """Have a cell claim a trial, and give up waiting for the answer when the claim is written."""
+    cell.store.is_mute = True
+    claiming = asyncio.create_task(cell.guard().__aenter__())
+    await cell.store.written.wait()
+    claiming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await claiming
+    cell.store.is_mute = False
+
+
 async def test_a_claim_that_is_given_up_is_given_back(cells: Cells, clock: Clock) -> None:
     """Though it is written after all: a drain, or a handler's timeout, leaves nothing half-open."""
     first, second = await cells.start(2)
     await open_up(cells)
     clock.now += 31
-    write = first.store.write
-    written = asyncio.Event()
-
-    async def slow(key: str, value: bytes, revision: int) -> int | None:
-        answer = await write(key, value, revision)
-        written.set()
-        await asyncio.Event().wait()
-        return answer
-
-    first.store.write = slow  # type: ignore[method-assign]
-    claiming = asyncio.create_task(first.guard().__aenter__())
-    await written.wait()
-    claiming.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await claiming
-    first.store.write = write  # type: ignore[method-assign]
+    await give_up_a_claim(first)
     await until(lambda: cells.bucket.record.state == HALF_OPEN and not cells.bucket.record.claimed_by)
     await until(lambda: second.breaker.wait_seconds() == 0.0)
     await second.call()
     await cells.all_are(CLOSED)
+
+
+async def test_the_next_trial_has_the_claim_that_was_given_up(cells: Cells, clock: Clock) -> None:
+    """It was written already, so that there is nothing to wait for: least of all for its own lease."""
+    first, _ = await cells.start(2)
+    await open_up(cells)
+    clock.now += 31
+    for cell in cells.made:
+        # Nobody hears of what is written but by its answer.
+        cell.store.is_deaf = True
+    await give_up_a_claim(first)
+    calling = asyncio.create_task(first.call())
+    asyncio.get_running_loop().call_soon(first.store.answer.set)
+    await calling
+    assert first.state == CLOSED
+    await until(lambda: cells.bucket.record.state == CLOSED)
+
+
+async def test_a_drain_leaves_no_claim_behind(cells: Cells, clock: Clock) -> None:
+    """Its answer is waited for, and it is given back; else the others would wait for a dead cell's trial."""
+    first, second = await cells.start(2)
+    await open_up(cells)
+    clock.now += 31
+    first.store.is_deaf = True
+    await give_up_a_claim(first)
+    assert cells.bucket.record.claimed_by == "cell-0.1"
+    closing = asyncio.create_task(first.breakers.close())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    first.store.answer.set()
+    await closing
+    assert cells.bucket.record.claimed_by == ""
+    await until(lambda: second.breaker.wait_seconds() == 0.0)
+
+
+async def test_a_drain_looks_for_a_claim_that_was_not_answered_in_time(
+    cells: Cells, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been written, and nobody else would give it back."""
+    monkeypatch.setattr(sharing, "LOOK_SECONDS", 60.0)
+    (cell,) = await cells.start()
+    await open_up(cells)
+    clock.now += 31
+    cell.store.is_deaf = True
+    with capture_logs() as logs:
+        await give_up_a_claim(cell)
+        await until(lambda: bool(logs))
+    assert [entry["event"] for entry in logs] == ["breaker is local for now"]
+    assert cells.bucket.record.claimed_by == "cell-0.1"
+    await cell.breakers.close()
+    assert cells.bucket.record.claimed_by == ""
+
+
+async def test_a_drain_tells_the_result_of_a_trial_whose_claim_was_not_answered_in_time(
+    cells: Cells, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket isn't looked for again before that, though it answers."""
+    monkeypatch.setattr(sharing, "LOOK_SECONDS", 60.0)
+    first, second = await cells.start(2)
+    await open_up(cells)
+    clock.now += 31
+    first.store.is_mute = True
+    await first.call()
+    assert (first.state, second.state) == (CLOSED, HALF_OPEN)
+    first.store.is_mute = False
+    first.store.answer.set()
+    await first.breakers.close()
+    await cells.all_are(CLOSED)
+
+
+async def test_a_late_echo_costs_no_trial(cells: Cells, clock: Clock) -> None:
+    """It takes the revision back to an old one, with which the claim is refused; nobody else was first."""
+    (cell,) = await cells.start()
+    await cell.call(failure())
+    await until(lambda: cells.bucket.record.failures == 1)
+    old = cells.bucket.value
+    assert old is not None
+    for _ in range(2):
+        await cell.call(failure())
+    await cells.all_are(OPEN)
+    clock.now += 31
+    cell.breakers.hear(KEY, old, 1)
+    await cell.call()
+    assert cell.state == CLOSED
 
 
 async def test_who_comes_later_finds_it_open_and_waits_for_the_rest_of_the_time(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from support.cells import until
 from understudy.actors.errors import BulkheadFull, CircuitOpen, DeclarationError
@@ -141,6 +143,46 @@ async def test_a_failed_trial_opens_it_again_and_is_no_attempt(clock: Clock) -> 
     assert await breaker.claim()
 
 
+@pytest.mark.parametrize("error", [None, ConnectionError("still down")])
+async def test_what_is_guarded_twice_by_one_breaker_is_one_trial(
+    clock: Clock, error: Exception | None
+) -> None:
+    """As where a guarded function is called within a guarded block: it could never close otherwise."""
+    breaker, counted = make()
+    await open_up(breaker)
+    clock.now += 30
+    caller = Caller()
+    with contextlib.suppress(ConnectionError):
+        async with guard(breaker, caller), guard(breaker, caller):
+            if error is not None:
+                raise error
+    assert closed(breaker) is (error is None)
+    assert counted.count("breaker_trials") == 1
+    assert counted.count("breaker_openings") == (1 if error is None else 2)
+    assert (caller.failed_trial is None) is (error is None)
+
+
+async def test_what_was_begun_within_a_trial_and_goes_on_after_it_is_no_part_of_it(clock: Clock) -> None:
+    """A task has the context in which it was made."""
+    breaker, counted = make()
+    await open_up(breaker)
+    clock.now += 30
+    caller, ended = Caller(), asyncio.Event()
+
+    async def later() -> None:
+        await ended.wait()
+        await guard(breaker, caller).__aenter__()
+
+    trial = guard(breaker, caller)
+    await trial.__aenter__()
+    task = asyncio.create_task(later())
+    await trial.__aexit__(ConnectionError, ConnectionError(), None)
+    ended.set()
+    with pytest.raises(CircuitOpen):
+        await task
+    assert counted.count("breaker_trials") == 1
+
+
 async def test_a_failure_while_closed_is_an_attempt(clock: Clock) -> None:
     """Only trials are excused, not the failure that opens the breaker."""
     breaker, _ = make(fail_max=1)
@@ -213,7 +255,7 @@ async def test_a_trial_past_its_timeout_has_failed() -> None:
     """A downstream that hangs is as good as down."""
     breaker, opened = make(fail_max=1, reset_timeout_seconds=0.01, timeout_seconds=0.01)
     await open_up(breaker, 1)
-    await asyncio.sleep(0.02)
+    await until(lambda: breaker.wait_seconds() == 0.0)
     caller = Caller()
     with pytest.raises(TimeoutError):
         async with guard(breaker, caller):
@@ -547,3 +589,37 @@ async def test_an_open_breaker_is_met_without_waiting_for_a_place(clock: Clock) 
         with pytest.raises(CircuitOpen):
             await in_this_loop(breaker, bulkhead=bulkhead).__aenter__()
     assert closed(breaker)
+
+
+async def test_an_outage_is_logged_once_however_many_trials_it_has(clock: Clock) -> None:
+    """Its beginning with why, its end with how long it was; each trial is for who looks for something."""
+    breaker, counted = make(reset_timeout_seconds=30)
+    # pybreaker says when it opened, by a clock of its own.
+    clock.now = time.time()
+    with capture_logs() as logs:
+        for _ in range(2):
+            await call(breaker, ConnectionError("gone"))
+        for _ in range(3):
+            clock.now += 31
+            await call(breaker, ConnectionError("still gone"))
+        clock.now += 31
+        await call(breaker)
+    told = [entry for entry in logs if entry["log_level"] != "debug"]
+    assert told == [
+        {
+            "event": "breaker open",
+            "log_level": "warning",
+            "breaker": "mail",
+            "error": "gone",
+            "retry_after_seconds": 30,
+        },
+        {
+            "event": "breaker closed",
+            "log_level": "info",
+            "breaker": "mail",
+            "after_seconds": pytest.approx(124, abs=30),
+        },
+    ]
+    trials = [entry["event"] for entry in logs if entry["log_level"] == "debug"]
+    assert trials == ["breaker half-open", "breaker trial failed"] * 3 + ["breaker half-open"]
+    assert counted.count("breaker_openings") == 4

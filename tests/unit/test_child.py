@@ -72,6 +72,45 @@ def test_a_death_with_nothing_at_hand_counts_if_the_cell_was_up(
     assert not end(child, seconds_up=None, suspect=False, monkeypatch=monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        ({"exitcode": -9}, "signal"),
+        ({"exitcode": 9}, "exit"),
+        ({"exitcode": 0}, "exit"),
+        ({"exitcode": 0, "says_stopped": True}, "stopped_itself"),
+        ({"exitcode": 0, "says_stopped": True, "stopped_for": "restarted with other/0 (exit)"}, "strategy"),
+        ({"exitcode": 0, "says_stopped": True, "stopped_for": "restarted by the operator"}, "operator"),
+        ({"exitcode": 1, "failure": "no database"}, "exception"),
+        ({"exitcode": 1, "failure": "no database", "up_since": None}, "start_failed"),
+        ({"exitcode": -9, "killed_for": "hang: …", "killed_because": "hang"}, "hang"),
+        ({"exitcode": -9, "killed_for": "late", "killed_because": "stop_timeout"}, "stop_timeout"),
+    ],
+)
+def test_an_end_has_a_cause_that_restarts_are_counted_by(
+    tmp_path: Path, what: dict[str, Any], cause: str
+) -> None:
+    """The first start is no restart; a successor of its supervisor goes on counting."""
+    child = child_of(cell("steady"), tmp_path)
+    child.begins()
+    assert child.restarts_by == {}
+    process: Any = Ended()
+    child.process, child.pidfd = process, os.open("/dev/null", os.O_RDONLY)
+    process.exitcode = what.pop("exitcode")
+    child.up_since = 1.0
+    for name, value in what.items():
+        setattr(child, name, value)
+    child.ended()
+    assert child.last_cause == cause
+    child.begins()
+    assert child.restarts_by == {cause: 1}
+    assert child.restarts == (cause != "operator")
+    successor = child_of(cell("steady"), tmp_path)
+    successor.inherit(child.status(), "killed by SIGKILL")
+    successor.begins()
+    assert successor.restarts_by == {cause: 2}
+
+
 @pytest.mark.parametrize(("seconds_up", "failures"), [(9.0, 3), (11.0, 0)])
 def test_failures_in_a_row_end_with_a_healthy_time(tmp_path: Path, seconds_up: float, failures: int) -> None:
     """The tree shows none once the next backoff would begin anew."""

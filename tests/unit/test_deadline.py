@@ -109,14 +109,16 @@ async def test_the_time_to_end_begins_when_the_cancellation_is_sent(
     """A loop that was blocked for long, or a machine that slept, doesn't cost the handler its grace."""
     killed: list[int] = []
     monkeypatch.setattr("os.kill", lambda _pid, number: killed.append(number))
-    deadline = lane_deadline(hang_timeout_seconds=0.2)
+    deadline = lane_deadline(hang_timeout_seconds=30)
     deadline.arm(0.01, cancels=True, name="placed")
-    time.sleep(0.3)
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + 60)
     with pytest.raises(asyncio.CancelledError):
         await asyncio.Event().wait()
     # A cleanup that takes a few turns of the loop.
     for _ in range(5):
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
     deadline.disarm()
     asyncio.current_task().uncancel()  # type: ignore[union-attr]
     assert killed == []
@@ -128,7 +130,7 @@ def test_what_still_runs_after_the_hang_timeout_takes_its_process_with_it(kind: 
     ended = subprocess.run(
         [sys.executable, "-c", HANGING, kind], capture_output=True, timeout=20, check=False, text=True
     )
-    assert ended.returncode == -signal.SIGKILL
+    assert ended.returncode == -signal.SIGABRT
     lines = ended.stdout.splitlines()
     assert lines.count("cancelled") == (1 if kind == "coroutine" else 0)
     assert "handler still runs after its timeout, killing the cell" in lines[-1]

@@ -92,7 +92,15 @@ def test_an_event_derived_from_one_with_a_subject_needs_its_own() -> None:
 def test_what_is_no_event_needs_a_subject_beside_it() -> None:
     with pytest.raises(EncodeError) as caught:
         subject_of({"a": 1})
-    assert str(caught.value) == "dict has no subject to be published to; give subject= too"
+    assert str(caught.value) == (
+        "dict has no subject to be published to; make it an Event, or publish it with subject="
+    )
+
+
+def test_a_class_in_an_events_place_is_told_from_an_event_without_a_subject() -> None:
+    with pytest.raises(EncodeError) as caught:
+        subject_of(Derived)
+    assert str(caught.value) == "the class Derived can't be published; give an event of it, Derived(…)"
 
 
 def test_a_newer_publisher_may_send_more_fields() -> None:
@@ -142,7 +150,7 @@ def declare_wrong_version() -> None:
 @pytest.mark.parametrize(
     ("declare", "text"),
     [
-        (declare_unknown_keyword, "event Wrong: unknown keyword 'subjct'; did you mean 'subject'?"),
+        (declare_unknown_keyword, "event Wrong: unknown option 'subjct'; did you mean 'subject'?"),
         (
             declare_wildcard,
             "event {}: the subject 'a.*' has a wildcard, but events are published to it; "

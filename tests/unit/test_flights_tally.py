@@ -1,11 +1,13 @@
 """A count that differs from the file is named, and one that doesn't is not."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from understudy.examples.flights.app import CarrierStatistics
 from understudy.examples.flights.departures import Departure
-from understudy.examples.flights.tally import CarrierTally, Tally, differences, expected
+from understudy.examples.flights.tally import CarrierTally, Notice, Tally, counted, differences, expected
 
 DEPARTURES = [
     Departure("UA", 1, "EWR", "IAH", "2013-01-01T05:15", 2.0),
@@ -16,14 +18,26 @@ DEPARTURES = [
 LATE = ("UA", 2, "EWR", "2013-01-01T05:20", 61.0)
 
 
-def run_of(*, ua: tuple[int, int, float] = (3, 1, 63.0), notices: int = 1, out_of_order: int = 0) -> Tally:
+OTHER = ("AA", 4, "JFK", "2013-01-01T05:40", 60.0)
+
+
+def run_of(
+    *,
+    ua: tuple[int, int, float] = (3, 1, 63.0),
+    announced: int = 1,
+    notices: tuple[Notice, ...] = (LATE,),
+    conflicts: int = 0,
+    out_of_order: int = 0,
+) -> Tally:
     flights, cancelled, delay = ua
     return Tally(
         carriers={
             "UA": CarrierTally(flights=flights, cancelled=cancelled, total_delay_minutes=delay),
             "AA": CarrierTally(flights=1, cancelled=0, total_delay_minutes=60.0),
         },
-        notices=Counter({LATE: notices}),
+        announced=announced,
+        notices=Counter(notices),
+        conflicts=conflicts,
         out_of_order=out_of_order,
     )
 
@@ -45,12 +59,15 @@ def test_a_right_run_has_no_differences() -> None:
 @pytest.mark.parametrize(
     ("run", "lines"),
     [
-        (run_of(ua=(2, 1, 63.0)), ["UA: 2 flights counted, 3 in the file"]),
-        (run_of(ua=(3, 0, 63.0)), ["UA: 0 cancelled flights counted, 1 in the file"]),
-        (run_of(ua=(3, 1, 62.0)), ["UA: 62.0 minutes of delay counted, 63.0 in the file"]),
-        (run_of(notices=0), ["notices: 1 late flights of the file are not in the service's ledger"]),
-        (run_of(notices=2), ["notices: 1 in the service's ledger are of no late flight, or there twice"]),
-        (run_of(out_of_order=4), ["order: 4 departures counted after a later one of their carrier"]),
+        (run_of(ua=(2, 1, 63.0)), ["UA: flights: 2 counted, 3 in the file"]),
+        (run_of(ua=(3, 0, 63.0)), ["UA: cancelled flights: 0 counted, 1 in the file"]),
+        (run_of(ua=(3, 1, 62.0)), ["UA: minutes of delay: 62.0 counted, 63.0 in the file"]),
+        (run_of(announced=2), ["late flights: 2 announced in the stream, 1 in the file"]),
+        (run_of(notices=()), ["notices: never sent for a late flight of the file: 1"]),
+        (run_of(notices=(LATE, LATE)), ["notices: sent again: 1"]),
+        (run_of(notices=(LATE, OTHER)), ["notices: sent for no late flight: 1"]),
+        (run_of(conflicts=3), ["notices: asked for under the key of another one: 3"]),
+        (run_of(out_of_order=4), ["order: counted after a later one of their carrier: 4"]),
     ],
 )
 def test_each_wrong_count_is_named(run: Tally, lines: list[str]) -> None:
@@ -58,8 +75,31 @@ def test_each_wrong_count_is_named(run: Tally, lines: list[str]) -> None:
 
 
 def test_a_carrier_that_was_never_counted_is_named() -> None:
-    run = Tally(carriers={"UA": run_of().carriers["UA"]}, notices=run_of().notices)
+    run = replace(run_of(), carriers={"UA": run_of().carriers["UA"]})
     assert differences(expected(DEPARTURES), run) == [
-        "AA: 0 flights counted, 1 in the file",
-        "AA: 0.0 minutes of delay counted, 60.0 in the file",
+        "AA: flights: 0 counted, 1 in the file",
+        "AA: minutes of delay: 0.0 counted, 60.0 in the file",
     ]
+
+
+def test_a_carrier_that_is_not_in_the_file_is_named() -> None:
+    carriers = {**run_of().carriers, "ZZ": CarrierTally(flights=1, cancelled=1, total_delay_minutes=0.0)}
+    assert differences(expected(DEPARTURES), replace(run_of(), carriers=carriers)) == [
+        "ZZ: flights: 1 counted, 0 in the file",
+        "ZZ: cancelled flights: 1 counted, 0 in the file",
+    ]
+
+
+def test_what_was_counted_is_read_from_the_states_and_the_ledger() -> None:
+    states = {
+        "UA": CarrierStatistics(flights=3, cancelled=1, delay_minutes=63.0, out_of_order=2),
+        "AA": CarrierStatistics(flights=1, delay_minutes=60.0, out_of_order=1),
+    }
+    carrier, flight, origin, scheduled, delay = LATE
+    notice = {
+        "carrier": carrier, "flight": flight, "origin": origin, "scheduled": scheduled, "delay_minutes": delay
+    }  # fmt: skip
+    ledger = {"notices": {"one": notice, "two": notice}, "conflicts": 5}
+    assert counted(states, 7, ledger) == run_of(
+        announced=7, notices=(LATE, LATE), conflicts=5, out_of_order=3
+    )

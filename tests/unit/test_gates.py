@@ -7,29 +7,22 @@ from collections.abc import AsyncIterator, Callable, Hashable
 
 import pytest
 
+from support import deliveries
 from support.cells import until
+from support.deliveries import handler_of
 from understudy.actors.handlers import HandlerSpec
 from understudy.actors.policies import Batch
 from understudy.runtime.cell.batches import HeldBatch
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
-from understudy.runtime.cell.lanes import Lanes, Mode
+from understudy.runtime.cell.lanes import Lanes
 from understudy.runtime.cell.outcomes import SETTLED, Again, BatchOutcome, Held, Outcome
+from understudy.runtime.cell.trials import Mode
 
 
 def needs(*breakers: str, batch: Batch | None = None) -> HandlerSpec:
     """Return a handler that declares these breakers."""
-    return HandlerSpec(
-        method=f"needs_{'_'.join(breakers) or 'nothing'}",
-        filter="orders.placed",
-        type=None,
-        raw=False,
-        wants_context=False,
-        is_async=True,
-        batch=batch,
-        decode=lambda *_: None,
-        breakers=breakers,
-    )
+    return handler_of(f"needs_{'_'.join(breakers) or 'nothing'}", batch=batch, breakers=breakers)
 
 
 MAIL = needs("mail")
@@ -38,20 +31,7 @@ NOTHING = needs()
 
 def delivery(sequence: int, handler: HandlerSpec, key: Hashable = None) -> HeldDelivery:
     """Return a delivery of a handler, and of a key, None for none."""
-    made = HeldDelivery(
-        stream="ORDERS",
-        subject="orders.placed",
-        reply=b"",
-        header_block=b"",
-        body=b"",
-        sequence=sequence,
-        delivery_count=1,
-        slot=0,
-        extended_at=0.0,
-    )
-    made.handler = handler
-    made.key = None if key is None else (key,)
-    return made
+    return deliveries.delivery(sequence, key, handler)
 
 
 class Going:
@@ -168,6 +148,28 @@ async def test_one_trial_at_a_time_and_a_different_one_each_time(going: Going) -
     assert going.began[3:] == [3, 4, 1, 2]
 
 
+async def test_what_has_failed_as_a_trial_lets_a_new_one_go_first(going: Going) -> None:
+    """It may be what the service can't take, and would keep the breaker open for as long again."""
+    going.breaker("mail", 60)
+
+    def open_again(held: HeldDelivery) -> Outcome:
+        if held.sequence > 1:
+            return SETTLED
+        going.waits["mail"] = 60
+        return Held("mail", 60.0)
+
+    going.outcome = open_again
+    going.lanes.add(delivery(1, MAIL))
+    going.breaker("mail", 0)
+    await until(lambda: going.began == [1])
+    await going.lanes.quiet()
+    going.lanes.add(delivery(2, MAIL))
+    await until(lambda: going.gated[-1] == 2)
+    going.breaker("mail", 0)
+    await going.all_settled(1)
+    assert going.began[:2] == [1, 2]
+
+
 async def test_a_trial_that_settles_lets_the_next_one_through_until_it_closes(going: Going) -> None:
     """As a breaker wants that closes after several."""
     going.breaker("mail", 60)
@@ -242,6 +244,25 @@ async def test_a_trial_that_meets_the_other_breaker_leaves_its_place(going: Goin
     assert (going.began, going.gated[-1]) == ([1, 2], 1)
 
 
+async def test_what_goes_back_to_the_first_of_its_gates_tries_there_at_once(going: Going) -> None:
+    """Its time has come already, so that nothing else would wake the lanes, and all would stand for ever."""
+    going.breaker("mail", 60)
+    going.lanes.add(delivery(1, needs("mail", "bank")))
+
+    def meet(_: HeldDelivery) -> Outcome:
+        going.outcome = lambda _: SETTLED
+        going.waits["bank"] = 60
+        return Held("bank", 60)
+
+    going.outcome = meet
+    going.breaker("mail", 0)
+    await until(lambda: going.began == [1])
+    await going.lanes.quiet()
+    going.breaker("bank", 0)
+    await going.all_settled(1)
+    assert (going.began, going.gated[-1]) == ([1, 1], 0)
+
+
 async def test_what_meets_a_breaker_that_it_doesn_t_declare_has_all_wait(going: Going) -> None:
     """Nothing says whom it stands for; when the breaker closes elsewhere all go on at once."""
     going.waits["bank"] = 60
@@ -266,6 +287,7 @@ async def test_what_met_a_breaker_that_has_closed_since_is_not_forgotten(going: 
     going.outcome = lambda _: Held("bank", 60) if next(met, False) else SETTLED
     going.lanes.add(delivery(2, NOTHING))
     await going.all_settled(2)
+    assert going.began == [1, 1, 1, 2, 2]
 
 
 async def test_a_trial_that_is_tried_again_in_place_leaves_the_gate(going: Going) -> None:

@@ -278,6 +278,34 @@ def declare_bad_subject() -> None:
         async def placed(self, event: bytes) -> None: ...
 
 
+class Told(Event):
+    """Without a subject, and nothing is derived from it."""
+
+
+def declare_returning_what_has_no_subject() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event: Placed) -> Told | None: ...
+
+
+def declare_returning_a_list_of_it() -> None:
+    class Wrong(Actor):
+        @handles
+        async def placed(self, event: Placed) -> list[Placed | Told]:
+            raise NotImplementedError
+
+
+def declare_batch_returning_what_has_no_subject() -> None:
+    class Wrong(Actor):
+        @handles(batch=Batch(size=2))
+        def placed(self, events: list[Placed]) -> Told:
+            raise NotImplementedError
+
+
+EXPECTED_SUBJECT = (
+    'W.placed returns Told, which has no subject to be published to; write class Told(Event, subject="…"), '
+    "or if it is an answer, @handles(reply=Told)"
+)
 EXPECTED = "write (self, event: Placed) or (self, event: Placed, ctx: Context)"
 EXPECTED_BATCH = "write (self, events: list[Placed]) or (self, events: list[Placed], ctx: BatchContext)"
 
@@ -333,12 +361,38 @@ EXPECTED_BATCH = "write (self, events: list[Placed]) or (self, events: list[Plac
             declare_bad_subject,
             "@handles: the subject 'a..b' is not valid: a token between dots is empty",
         ),
+        (declare_returning_what_has_no_subject, EXPECTED_SUBJECT),
+        (declare_returning_a_list_of_it, EXPECTED_SUBJECT),
+        (declare_batch_returning_what_has_no_subject, EXPECTED_SUBJECT),
     ],
 )  # fmt: skip
 def test_a_wrong_handler_is_refused_when_the_class_is_made(declare: Callable[[], None], text: str) -> None:
     with pytest.raises(DeclarationError) as caught:
         declare()
     assert str(caught.value).replace(f"{declare.__name__}.<locals>.Wrong", "W") == text
+
+
+def test_a_handler_may_return_an_answer_a_base_of_events_or_what_is_unknown() -> None:
+    class Common(Event):
+        pass
+
+    class Special(Common, subject="special"):
+        pass
+
+    class Fine(Actor):
+        @handles(reply=Told)
+        async def answer(self, event: Placed) -> Told | None: ...
+        @handles("a")
+        async def base(self, event: bytes) -> Common | list[Event] | tuple[Special, ...] | None: ...
+        @handles("b")
+        async def unknown(self, event: bytes) -> Unimported | Told:
+            raise NotImplementedError
+
+        @handles("c")
+        async def not_for_us(self, event: bytes) -> Any: ...
+
+    handlers = Fine.__understudy__.handlers
+    assert [handler.method for handler in handlers] == ["answer", "base", "unknown", "not_for_us"]
 
 
 @pytest.mark.parametrize("declare", [declare_on_a_class, declare_with_an_event])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,6 @@ from understudy.actors.errors import DeclarationError, DecodeError
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.idempotency import Idempotency
-from understudy.actors.state import State
 from understudy.runtime.app import App
 from understudy.runtime.specs import ConsumerSpec
 from understudy.runtime.stores.idempotency import MarkMemory, mark_name
@@ -125,12 +125,6 @@ def test_the_actor_s_option_is_checked() -> None:
     assert str(caught.value).endswith("idempotency is 60; give an Idempotency(window_seconds=…)")
 
 
-def test_an_actor_with_state_has_no_idempotency() -> None:
-    with pytest.raises(DeclarationError, match="state and idempotency exclude each other for now"):
-
-        class Billing(Actor, state=State, idempotency=Idempotency(window_seconds=60)): ...
-
-
 def test_a_key_by_name_must_be_a_field_of_the_events() -> None:
     with pytest.raises(DeclarationError) as caught:
         consumer_of(Idempotency(window_seconds=60, key="nunber"))
@@ -184,6 +178,16 @@ def test_a_name_that_is_added_again_is_remembered_anew() -> None:
     memory.add("a", 102.0)
     memory.add("c", 103.0)
     assert [name for name in "abc" if memory.has(name, 103.0)] == ["a", "c"]
+
+
+def test_it_says_how_far_its_capacity_had_it_forget() -> None:
+    """Not what was out of time: nobody asks for that any more."""
+    memory = MarkMemory(capacity=2, window_seconds=5)
+    forgotten = []
+    for second, name in [(100, "a"), (101, "b"), (102, "c"), (103, "d"), (110, "e")]:
+        memory.add(name, second)
+        forgotten.append(memory.forgotten_until)
+    assert forgotten == [-math.inf, -math.inf, 100, 101, 101]
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.floats(0, 2)), max_size=200))

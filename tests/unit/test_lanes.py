@@ -12,14 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.cells import until
+from support.deliveries import delivery, handler_of
 from understudy.actors.errors import DecodeError
 from understudy.actors.handlers import HandlerSpec
 from understudy.actors.policies import Batch
 from understudy.runtime.cell.batches import HeldBatch
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
-from understudy.runtime.cell.lanes import ONE_ORDER, Lanes, Mode
+from understudy.runtime.cell.lanes import Lanes
 from understudy.runtime.cell.outcomes import BACK, SETTLED, Again, Back, BatchOutcome, Held, Outcome, Settled
+from understudy.runtime.cell.trials import Mode
+from understudy.runtime.cell.turns import ONE_ORDER
 from understudy.runtime.stores.attempts import Attempts
 
 # Longer than a turn takes on a busy machine.
@@ -28,34 +31,9 @@ OPEN = Held("mail", 0.1)
 
 def takes(size: int, timeout_seconds: float = 60.0) -> HandlerSpec:
     """Return a handler of batches."""
-    return HandlerSpec(
-        method=f"takes_{size}_within_{timeout_seconds}",
-        filter="orders.placed",
-        type=None,
-        raw=False,
-        wants_context=False,
-        is_async=True,
-        batch=Batch(size=size, timeout_seconds=timeout_seconds),
-        decode=lambda *_: None,
+    return handler_of(
+        f"takes_{size}_within_{timeout_seconds}", batch=Batch(size=size, timeout_seconds=timeout_seconds)
     )
-
-
-def delivery(sequence: int, key: Hashable = None, handler: HandlerSpec | None = None) -> HeldDelivery:
-    """Return a delivery of a key, None for none, and of a handler, None for one that takes single ones."""
-    made = HeldDelivery(
-        stream="ORDERS",
-        subject="orders.placed",
-        reply=b"",
-        header_block=b"",
-        body=b"",
-        sequence=sequence,
-        delivery_count=1,
-        slot=0,
-        extended_at=0.0,
-    )
-    made.key = None if key is None else (key,)
-    made.handler = handler
-    return made
 
 
 def ordered(sequence: int, handler: HandlerSpec | None = None) -> HeldDelivery:
@@ -250,7 +228,10 @@ async def test_what_is_parked_keeps_its_key_shut_for_good() -> None:
 
 
 async def test_an_open_breaker_rests_the_lanes_and_each_trial_is_another_delivery() -> None:
-    """One at a time after each reset timeout, in turn; one bad delivery doesn't keep a breaker open."""
+    """One at a time after each reset timeout, in turn, also those that hadn't begun.
+
+    So one bad delivery doesn't keep a breaker open.
+    """
     handling = Handling(lambda _: None, concurrency=3)
     handling.add(*(delivery(number, number) for number in range(1, 6)))
     await handling.turn()
@@ -262,7 +243,7 @@ async def test_an_open_breaker_rests_the_lanes_and_each_trial_is_another_deliver
     assert handling.started == [1, 2, 3]
     assert handling.modes == [(Mode.NONE, "mail")]
     trials = []
-    for _ in range(4):
+    for _ in range(7):
         await until(lambda: bool(handling.running))
         await handling.turn()
         (trial,) = handling.running
@@ -270,8 +251,27 @@ async def test_an_open_breaker_rests_the_lanes_and_each_trial_is_another_deliver
         handling.end(trial, OPEN)
         await handling.turn()
         assert handling.running == {}
-    assert trials == [1, 2, 3, 1]
-    assert handling.modes == [(Mode.NONE, "mail"), *[(Mode.TRIAL, ""), (Mode.NONE, "mail")] * 4]
+    assert trials == [1, 2, 3, 4, 5, 1, 2]
+    assert handling.modes == [(Mode.NONE, "mail"), *[(Mode.TRIAL, ""), (Mode.NONE, "mail")] * 7]
+    handling.closed = True
+    handling.outcome = lambda _: SETTLED
+    await until(lambda: len(handling.settled) == 5)
+    assert handling.settled == [3, 1, 2, 4, 5]
+    await handling.lanes.stop()
+
+
+async def test_who_has_just_failed_as_a_trial_lets_a_new_one_go_first() -> None:
+    """It may be what the service can't take, and would keep the breaker open for as long again."""
+    handling = Handling(lambda held: OPEN if held.sequence == 1 else None)
+    handling.closed = False
+    handling.add(delivery(1))
+    await until(lambda: handling.started == [1, 1])
+    handling.add(delivery(2))
+    await until(lambda: handling.started == [1, 1, 2])
+    handling.end(2)
+    # It never came to the breaker, so that it decided nothing.
+    await until(lambda: len(handling.started) == 4)
+    assert handling.started == [1, 1, 2, 1]
     await handling.lanes.stop()
 
 
@@ -492,7 +492,7 @@ DELIVERIES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(DELIVERIES, st.integers(1, 5))
 def test_each_delivery_is_handled_to_its_end_once_and_in_its_key_s_order(
     plan: list[tuple[str | None, list[str]]], concurrency: int
@@ -717,6 +717,7 @@ async def test_one_order_s_last_one_is_tried_again_without_waiting_for_more() ->
     handling.add(ordered(1, takes(3)))
     await handling.lanes.quiet()
     await until(lambda: handling.settled == [1])
+    assert handling.batches == [[1], [1]]
     await handling.lanes.stop()
 
 
@@ -945,7 +946,7 @@ class Planned:
 
 
 @pytest.mark.parametrize("keeps_one_order", [False, True])
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(BATCHED, st.integers(1, 5))
 def test_with_batches_too_each_is_handled_to_its_end_once_and_in_its_key_s_order(
     keeps_one_order: bool, plan: list[tuple[str | None, HandlerSpec | None, list[str]]], concurrency: int

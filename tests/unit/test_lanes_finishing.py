@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 
 from support.cells import until
+from support.deliveries import delivery
 from understudy.runtime.cell.deadline import Deadline
 from understudy.runtime.cell.delivery import HeldDelivery
 from understudy.runtime.cell.lanes import Lanes
@@ -41,10 +43,14 @@ class Run:
         """End what is left to do of a delivery."""
         self.unfinished.pop(sequence).set_result(outcome)
 
-    def add(self, sequence: int, key: object = None) -> HeldDelivery:
+    async def turn(self) -> None:
+        """Let everything happen that can."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    def add(self, sequence: int, key: Hashable = None) -> HeldDelivery:
         """Have a delivery handled."""
-        held = HeldDelivery("ORDERS", "orders.placed", b"", b"", b"", sequence, 1, 0, 0.0)
-        held.key = None if key is None else (key,)
+        held = delivery(sequence, key)
         self.lanes.add(held)
         return held
 
@@ -55,8 +61,10 @@ async def test_a_lane_goes_on_while_something_is_left_to_do_of_a_delivery() -> N
         run.add(sequence)
     await until(lambda: run.started == [1, 2, 3])
     for sequence in (3, 1, 2):
+        assert not run.lanes.is_at_rest()
         run.finish(sequence)
     await run.lanes.quiet()
+    assert run.lanes.is_at_rest()
     await run.lanes.stop()
 
 
@@ -66,10 +74,13 @@ async def test_a_key_is_shut_until_nothing_is_left_to_do_of_its_delivery() -> No
         run.add(sequence, key)
     await until(lambda: run.started == [1, 3])
     run.finish(3)
+    await run.turn()
+    assert run.started == [1, 3]
     run.finish(1)
     await until(lambda: run.started == [1, 3, 2])
     run.finish(2)
     await run.lanes.stop()
+    assert run.started == [1, 3, 2]
 
 
 async def test_it_counts_as_running_until_then() -> None:
@@ -81,8 +92,7 @@ async def test_it_counts_as_running_until_then() -> None:
     assert run.lanes.clear() == {held}
     quiet = asyncio.create_task(run.lanes.quiet())
     stopped = asyncio.create_task(run.lanes.stop())
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await run.turn()
     assert not quiet.done()
     assert not stopped.done()
     assert run.idle == 0
@@ -96,9 +106,11 @@ async def test_the_lanes_are_idle_when_the_last_one_is_settled() -> None:
     run = Run()
     run.add(1)
     await until(lambda: run.started == [1])
-    before = run.idle
+    await run.turn()
+    assert run.idle == 0
     run.finish(1)
-    await until(lambda: run.idle > before)
+    await until(lambda: run.idle > 0)
+    assert run.lanes.is_at_rest()
     await run.lanes.stop()
 
 
@@ -113,3 +125,4 @@ async def test_what_stays_is_handled_again_in_place() -> None:
     await until(lambda: run.started == [1, 1, 2])
     run.finish(2)
     await run.lanes.stop()
+    assert run.started == [1, 1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ from understudy.actors.errors import ConfigurationError
 from understudy.runtime.admin.port import check_port
 from understudy.runtime.admin.probes import build_routes, is_loopback
 from understudy.runtime.cell.cellfile import CellFile, Identity, boot_id
-from understudy.runtime.cell.status import CellState, boottime
+from understudy.runtime.cell.status import STATUS_OFFSET, CellState, boottime
 from understudy.runtime.supervision.health import missing_parts, silent_supervisors
 from understudy.runtime.supervision.statefile import (
     ChildState,
@@ -40,12 +41,15 @@ class Answers:
     def tree(self) -> object:
         return {"name": "root"}
 
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        return f"as {accept}".encode(), "text/plain"
 
-async def get(app: Starlette, path: str, host: str = "127.0.0.1:8400") -> httpx.Response:
+
+async def get(app: Starlette, path: str, host: str = "127.0.0.1:8400", method: str = "GET") -> httpx.Response:
     """Ask the application without a socket."""
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        return await client.get(path, headers={"Host": host})
+        return await client.request(method, path, headers={"Host": host})
 
 
 async def test_all_is_well() -> None:
@@ -58,6 +62,36 @@ async def test_all_is_well() -> None:
         {"ready": True, "failing": {}},
         {"healthy": True, "not_alive": {}, "not_ready": {}},
     ]
+
+
+async def test_the_root_names_every_page() -> None:
+    """And each that is named is there, for HEAD too, as some probes ask; so says what isn't there."""
+    app = build_routes(Answers({}, {}), "127.0.0.1")
+    index = await get(app, "/")
+    pages = index.json()["pages"]
+    assert (index.status_code, sorted(pages)) == (
+        200,
+        ["/api/tree", "/healthz", "/livez", "/metrics", "/readyz"],
+    )
+    for path in ("/", *pages):
+        assert [(await get(app, path, method=method)).status_code for method in ("GET", "HEAD")] == [200, 200]
+    unknown = await get(app, "/ready")
+    assert (unknown.status_code, unknown.json()) == (404, {"error": "there is no /ready", "pages": pages})
+
+
+async def test_a_probe_that_fails_fails_for_head_too() -> None:
+    """Which has nothing but the status."""
+    app = build_routes(Answers({}, {"broker": "disconnected"}), "127.0.0.1")
+    assert (await get(app, "/readyz", method="HEAD")).status_code == 503
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+async def test_nothing_is_changed_over_http(method: str) -> None:
+    """405, with what is allowed instead."""
+    app = build_routes(Answers({}, {}), "127.0.0.1")
+    answer = await get(app, "/api/tree", method=method)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
+    assert answer.json() == {"error": f"/api/tree is only for reading, not {method}"}
 
 
 async def test_what_fails_is_named() -> None:
@@ -85,6 +119,21 @@ async def test_what_fails_is_named() -> None:
 async def test_the_tree_is_told_on_loopback_to_loopback(bound: str, named: str, status: int) -> None:
     """Off loopback it waits for tokens."""
     assert (await get(build_routes(Answers({}, {}), bound), "/api/tree", named)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("bound", "named", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8400", 200),
+        ("127.0.0.1", "evil.example:8400", 403),
+        ("0.0.0.0", "10.1.2.3:8400", 200),
+    ],
+)
+async def test_metrics_are_scraped_under_any_name_off_loopback(bound: str, named: str, status: int) -> None:
+    """Where only this machine may ask, no page under another name gets them in a browser."""
+    answer = await get(build_routes(Answers({}, {}), bound), "/metrics", named)
+    assert answer.status_code == status
+    assert (answer.text == "as */*") is (status == 200)
 
 
 async def test_a_probe_may_come_under_any_name() -> None:
@@ -169,7 +218,15 @@ def supervise(
     )
 
 
-def cell(directory: Path, name: str, state: CellState, reason: str = "", *, connected: bool = True) -> None:
+def cell(
+    directory: Path,
+    name: str,
+    state: CellState,
+    reason: str = "",
+    *,
+    connected: bool = True,
+    silent: float = 0.0,
+) -> None:
     """Write a cell file."""
     actor, index = name.split("/")
     identity = Identity(
@@ -182,9 +239,13 @@ def cell(directory: Path, name: str, state: CellState, reason: str = "", *, conn
         run_id="run",
         generation=1,
     )
-    file = CellFile.create(directory / f"{actor}.{index}.1.cell", identity, 4)
+    path = directory / f"{actor}.{index}.1.cell"
+    file = CellFile.create(path, identity, 4)
     file.status.gauge("connected", int(connected))
     file.status.state(state, reason)
+    with path.open("r+b") as written:
+        written.seek(STATUS_OFFSET)
+        written.write(struct.pack("<d", boottime() - silent))
 
 
 def test_a_tree_that_is_up_misses_nothing(tmp_path: Path) -> None:
@@ -197,23 +258,26 @@ def test_a_tree_that_is_up_misses_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named_with_why(tmp_path: Path) -> None:
-    """Backoff, a lost connection, a pause that is no breaker's, a supervisor that starts."""
+    """Backoff, a lost connection, a pause that is no breaker's, no sign of life, a supervisor that starts."""
     supervise(
         tmp_path,
         "root",
         child("a/0", "backoff", "killed by SIGSEGV"),
         child("b/0"),
         child("c/0"),
+        child("d/0"),
         child("ops"),
     )
     supervise(tmp_path, "ops", state="starting")
     cell(tmp_path, "b/0", CellState.UP, connected=False)
     cell(tmp_path, "c/0", CellState.HALTED, "too many deliveries in a row can't be read")
+    cell(tmp_path, "d/0", CellState.UP, silent=7.0)
     assert missing_parts(read_tree(tmp_path, "root")) == {
         "supervisor ops": "starting",
         "cell a/0": "backoff (killed by SIGSEGV)",
         "cell b/0": "not connected to the broker",
         "cell c/0": "halted: too many deliveries in a row can't be read",
+        "cell d/0": "silent for 7 s",
     }
 
 
@@ -241,4 +305,6 @@ def test_a_supervisor_is_silent_only_while_it_should_speak(tmp_path: Path) -> No
     supervise(tmp_path, "root", child("hung"), child("gone", "backoff"))
     supervise(tmp_path, "hung", silent=60.0)
     supervise(tmp_path, "gone", silent=60.0)
-    assert silent_supervisors(read_tree(tmp_path, "root")) == {"supervisor hung": "silent for 60 s"}
+    tree = read_tree(tmp_path, "root")
+    assert silent_supervisors(tree) == {"supervisor hung": "silent for 60 s"}
+    assert missing_parts(tree) == {"supervisor hung": "silent for 60 s", "supervisor gone": "backoff"}

@@ -13,8 +13,13 @@ import pytest
 import understudy
 
 NAMES = {
+    "NO_COMPENSATION": "understudy.actors.saga_step",
     "Actor": "understudy.actors.actor",
     "App": "understudy.runtime.app",
+    "AskError": "understudy.actors.errors",
+    "AskFailed": "understudy.actors.errors",
+    "AskRejected": "understudy.actors.errors",
+    "AskTimeout": "understudy.actors.errors",
     "Batch": "understudy.actors.policies",
     "BatchContext": "understudy.actors.context",
     "Child": "understudy.actors.supervision",
@@ -29,12 +34,16 @@ NAMES = {
     "Reject": "understudy.actors.outcomes",
     "Retry": "understudy.actors.outcomes",
     "RetryPolicy": "understudy.actors.policies",
+    "Saga": "understudy.actors.saga",
+    "SagaContext": "understudy.actors.saga",
     "StartContext": "understudy.actors.context",
     "State": "understudy.actors.state",
+    "Step": "understudy.actors.saga_step",
     "Stream": "understudy.runtime.stream",
     "Supervisor": "understudy.actors.supervision",
     "UnderstudyError": "understudy.actors.errors",
     "handles": "understudy.actors.handlers",
+    "starts": "understudy.actors.saga",
 }
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from understudy.actors.errors import ConfigurationError
 from understudy.config.load import load_settings
+from understudy.config.log_rules import LogRules
 from understudy.config.settings import Settings
 
 
@@ -29,6 +32,17 @@ def problems(**flags: object) -> tuple[str, ...]:
     with pytest.raises(ConfigurationError) as caught:
         load_settings(flags={name.replace("__", "."): value for name, value in flags.items()})
     return caught.value.problems
+
+
+def all_keys() -> list[str]:
+    keys: list[str] = []
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, BaseModel):
+            keys.extend(f"{name}.{inner}" for inner in group.model_fields)
+        else:
+            keys.append(name)
+    return keys
 
 
 def nats_context(tmp_path: Path, name: str, **values: str) -> Path:
@@ -105,6 +119,22 @@ def test_servers_may_be_a_list_by_commas_and_lack_their_scheme(monkeypatch: pyte
     assert load_settings().nats.servers == ["nats://one:4222", "tls://two:4223"]
 
 
+def test_what_is_left_out_of_the_log_crosses_to_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names by commas or as a list; what is limited can be left unlimited."""
+    assert load_settings().log.rules() == LogRules()
+    monkeypatch.setenv("UNDERSTUDY_LOG__REDACT", "iban, card-number")
+    monkeypatch.setenv("UNDERSTUDY_LOG__REPEATS", "3")
+    rules = load_settings().log.rules()
+    assert (rules.redact, rules.repeats) == (("iban", "card-number"), 3)
+    monkeypatch.delenv("UNDERSTUDY_LOG__REDACT")
+    (tmp_path / "understudy.toml").write_text('[log]\nredact = ["pin"]\nlimit_repeats = false\n')
+    rules = load_settings().log.rules()
+    assert (rules.redact, rules.repeats) == (("pin",), None)
+    assert len(problems(log__repeats=0, log__repeat_window_seconds=0, log__redact="a,")) == 3
+
+
 def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Container files often set a variable to nothing."""
     monkeypatch.setenv("UNDERSTUDY_HTTP__PORT", "")
@@ -147,8 +177,15 @@ def test_all_problems_come_at_once_each_with_its_origin(
         ("http = 3", "http is a group: set http.host and the like (understudy.toml: http)"),
         ("zzz = 3", "zzz is no setting (understudy.toml: zzz)"),
         ("[http]\nport.number = 1", "http.port.number is no setting; did you mean http.port?"),
-        ("http.port = 'x'", "http.port = 'x': should be a valid integer, unable to parse"),
-        ("nats.servers = []", "nats.servers = : should have at least 1 item"),
+        ("http.port = 'x'", "http.port = 'x': should be an integer (understudy.toml: http.port)"),
+        ("nats.servers = []", "nats.servers = : should not be empty (understudy.toml: nats.servers)"),
+        ("directory = 3", "directory = 3: should be a path (understudy.toml: directory)"),
+        ("nats.tls_ca = [1]", "nats.tls_ca = [1]: should be a path (understudy.toml: nats.tls_ca)"),
+        (
+            "embedded.sync_interval = '2 minutes'",
+            "embedded.sync_interval = '2 minutes': should be 'always', or a number and one of ms, s, m, like "
+            "'500ms' or '2m' (understudy.toml: embedded.sync_interval)",
+        ),
         ("= 3", "understudy.toml is no valid TOML: Invalid statement (at line 1, column 1)"),
         ("nats.user = 'me'", "nats.user and nats.password go together"),
         (
@@ -169,6 +206,21 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, problem: st
     (tmp_path / "understudy.toml").write_text(text)
     (found,) = problems()
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize("key", all_keys())
+def test_whatever_is_wrong_is_said_in_words_of_an_operator(tmp_path: Path, key: str) -> None:
+    """Neither Python's nor those of who reads the values: no class, no pattern, no parsing."""
+    said: list[str] = []
+    for value in ("[[1]]", "5", "-1", "1.5", "true", "nan", "''", "'a b'", "'1x'", "1979-05-27"):
+        (tmp_path / "understudy.toml").write_text(f"{key} = {value}")
+        try:
+            load_settings()
+        except ConfigurationError as error:
+            said.extend(error.problems)
+    assert said
+    for problem in said:
+        assert not re.search(r"<class|pattern|pars|valid|at least|interpret", problem), problem
 
 
 def test_a_variable_for_a_group_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

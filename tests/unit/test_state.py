@@ -59,7 +59,7 @@ def test_a_state_begins_with_its_defaults_of_its_own() -> None:
             {},
             "state A: the field 'count' has no default; every state begins with its defaults",
         ),
-        ({}, {"verson": 2}, "state A: unknown keyword 'verson'; did you mean 'version'?"),
+        ({}, {"verson": 2}, "state A: unknown option 'verson'; did you mean 'version'?"),
         ({}, {"version": 0}, "state A: version is 0; give an integer of 1 or more"),
         ({}, {"max_bytes": "1"}, "state A: max_bytes is '1'; give an integer of 1 or more"),
         (

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from understudy.actors.options import RestartType
 from understudy.actors.supervision import Strategy
-from understudy.runtime.supervision.child import describe_exit
 from understudy.runtime.supervision.strategy import Decision, Member, decide
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -123,19 +122,3 @@ def test_whatever_the_tree_a_decision_keeps_to_these_rules(
         assert touched - set(decision.stop) == {
             name for name in others if not by_name[name].runs and by_name[name].restart != "temporary"
         }
-
-
-@pytest.mark.parametrize(
-    ("code", "text"),
-    [
-        (0, "exit status 0"),
-        (3, "exit status 3"),
-        (-9, "killed by SIGKILL"),
-        (-11, "killed by SIGSEGV"),
-        (-35, "killed by signal 35"),
-        (None, "ended, nobody saw how"),
-    ],
-)
-def test_an_end_is_told_in_words(code: int | None, text: str) -> None:
-    """The signal by its name."""
-    assert describe_exit(code) == text

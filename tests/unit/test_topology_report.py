@@ -5,7 +5,7 @@ from __future__ import annotations
 from structlog.testing import capture_logs
 
 from understudy.runtime.jetstream.changes import Change, Topology
-from understudy.runtime.system import report_topology
+from understudy.runtime.jetstream.topology_report import report_topology
 
 
 def test_what_was_changed_is_logged_and_a_remedy_is_a_warning() -> None:

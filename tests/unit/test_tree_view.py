@@ -134,6 +134,33 @@ def test_a_breaker_that_is_not_closed_is_shown_with_since_when() -> None:
     assert len(lines(supervisor("shop", gone))) == 4
 
 
+def test_a_breaker_of_the_app_is_shown_once_with_what_it_holds_up() -> None:
+    """At the top, where it belongs; nothing of it beneath the cells, which all know of it."""
+
+    def knowing(name: str, *, holds_up: bool, state: str = "open", **fields: object) -> Cell:
+        made = cell(name, **fields)  # type: ignore[arg-type]
+        assert made.status is not None
+        breaker = BreakerStatus(name="payments", state=state, since=87.5, of_app=True, holds_up=holds_up)
+        return msgspec.structs.replace(made, status=msgspec.structs.replace(made.status, breakers=(breaker,)))
+
+    root = supervisor(
+        "shop",
+        knowing("billing/0", holds_up=True),
+        supervisor("ops", knowing("refunds/0", holds_up=True), supervision=child("ops", kind="supervisor")),
+        knowing("mail/0", holds_up=False),
+        # Its supervisor knows that it is gone.
+        Cell(name="gone/0", supervision=child("gone/0", state="backoff"), status=None),
+    )
+    shown = lines(root)
+    open_now = "│  circuit breaker payments: open, not closed for 12.5 s"
+    assert shown[3] == f"{open_now}; holds up billing/0, refunds/0"
+    assert len([line for line in shown if "circuit breaker" in line]) == 1
+    closed = supervisor("shop", knowing("billing/0", holds_up=False, state="closed"))
+    assert not any("circuit breaker" in line for line in lines(closed))
+    idle = supervisor("shop", knowing("billing/0", holds_up=False))
+    assert lines(idle)[3] == open_now
+
+
 def test_nothing_is_wider_than_a_terminal() -> None:
     """Long names and reasons are cut, and a reason of several lines is one."""
     reason = "ValueError: " + "no\nsuch " * 40
