@@ -4,7 +4,7 @@
 # or .venv-3.12 and so on with the one that PYTHON names.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system test-faults faults check format bench dev
+.PHONY: help demo test test-system test-faults faults guarantees check format bench dev
 
 ifdef PYTHON
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -19,11 +19,12 @@ WORKERS ?= 4
 ARGS ?=
 
 help:
-	@echo "make demo         see it work: real flights, an outage, a kill -9, every count checked"
+	@echo "make demo         see it work: real flights, an outage, kill -9, every count checked"
 	@echo "make test         unit, integration and fault tests"
 	@echo "make test-faults  of these only the fault tests"
-	@echo "make test-system  build the wheel, and run tests and demo against it"
+	@echo "make test-system  build the wheel, and run tests and demo against it; Prometheus on dashboard and alerts"
 	@echo "make faults       20 times every way to fail, under load: writes docs/faults.md; half an hour"
+	@echo "make guarantees   what each guarantee costs: writes its table in docs/guarantees.md; 10 minutes"
 	@echo "make check        format, lint, types, direction of imports, packaging"
 	@echo "make bench        measure against nats-py, FastStream and nats.c"
 	@echo "make dev          only the environment, ready for an editor"
@@ -42,6 +43,7 @@ test: $(READY)
 	$(BIN)/pytest tests/faults tests/integration $(wildcard tests/contract) tests/unit -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-system: $(READY)
+	@sh .ci/prometheus "$(VENV)"
 	$(BIN)/pytest tests/system $(ARGS)
 
 test-faults: $(READY)
@@ -49,6 +51,9 @@ test-faults: $(READY)
 
 faults: $(READY)
 	cd tests && ../$(BIN)/python -m support.fault_table --write ../docs/faults.md $(ARGS)
+
+guarantees: $(READY)
+	$(BIN)/python -m benchmarks --scenario guarantees --page docs/guarantees.md $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
