@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +101,27 @@ def test_a_sole_owner_keeps_the_order_of_each_key_over_kills_under_load(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     """What was in the dead cell's socket comes again before anything newer."""
-    count = 20_000
-    with running(nats_server.url, tmp_path, RECORD_KEYED="yes") as run:
-        publishing = threading.Thread(target=note, args=(nats_server.url, range(count), 50))
-        publishing.start()
-        for _ in range(3):
-            handled = len(run.handled())
-            until(lambda: len(run.handled()) > handled + 500)  # noqa: B023
-            run.kill_cell("recorder/0")
-        publishing.join()
-        until(lambda: all_handled(run, count), 40)
+    killed = threading.Event()
+    with running(nats_server.url, tmp_path, RECORD_KEYED="yes") as run, ThreadPoolExecutor(1) as publishing:
+
+        def publish() -> int:
+            """Have events wait until the last kill, however fast they are handled; return how many."""
+            published = 0
+            while not killed.is_set():
+                note(nats_server.url, range(published, published + 5_000), customers=50)
+                published += 5_000
+                until(lambda: killed.is_set() or len(run.handled()) > published - 5_000)  # noqa: B023
+            return published
+
+        count = publishing.submit(publish)
+        try:
+            for _ in range(3):
+                handled = len(run.handled())
+                until(lambda: len(run.handled()) > handled + 500)  # noqa: B023
+                run.kill_cell("recorder/0")
+        finally:
+            killed.set()
+        until(lambda: all_handled(run, count.result()))
         assert all(sequences == sorted(sequences) for sequences in orders(run).values())
         assert run.cell("recorder/0")["supervision"]["restarts"] == 3
         assert run.terminate() == 0
