@@ -338,7 +338,8 @@ async def test_while_the_bucket_is_gone_deliveries_are_held(orders: Bench) -> No
     await ensure_topology(orders.client, app.spec(), apply=True)
     await orders.settled(app)
     await until(lambda: counts(cell) == (40, 10, 0))
-    assert sorted(book.numbers) == list(range(40))
+    # Of two that have one key, either may be the first whose marks are looked up.
+    assert sorted(number % 40 for number in book.numbers) == list(range(40))
     assert cell.status.counters["failed"] == 0
     assert cell.status.state == "up"
     assert len(await marks(orders)) == 40
