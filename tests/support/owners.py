@@ -21,8 +21,10 @@ from understudy.runtime.jetstream.topology import ensure_topology
 from understudy.runtime.stream import Stream
 
 STREAM, DURABLE = "NOTES", "notes-recorder"
-# The shortest times that leave a loaded machine some room: the pin of who is silent is taken after 2 s.
-SHORT = {"ack_wait_seconds": 1.0, "hang_timeout_seconds": 0.6}
+# With these the pin of who is silent is taken after so long. A third of it goes by between two signs of life,
+# and the rest is for a machine that stands still.
+PIN_SECONDS = 5.0
+SHORT = {"ack_wait_seconds": PIN_SECONDS / pinning.TIMEOUT_ACK_WAITS, "hang_timeout_seconds": 1.5}
 
 
 class Noted(Event, subject="notes.noted"):
@@ -111,7 +113,7 @@ class Owners:
                 )
             )
 
-    async def all_handled(self, count: int, timeout_seconds: float = 15.0) -> None:
+    async def all_handled(self, count: int, timeout_seconds: float = 60.0) -> None:
         """Wait until so many different numbers were handled."""
         await until(lambda: len(self.counts) == count, timeout_seconds)
 
