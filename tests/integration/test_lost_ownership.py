@@ -173,11 +173,15 @@ async def test_who_was_suspected_once_is_alone_after_another_death_too(
     assert owners.by("a") == [0]
     running: set[int] = set()
     in_company: set[int] = set()
+    met = asyncio.Event()
 
     async def look(run: Run) -> None:
         running.add(run.number)
         if len(running) > 1:
             in_company.update(running)
+            met.set()
+        if run.number > 1:
+            await met.wait()
         await asyncio.sleep(0)
         running.discard(run.number)
 

@@ -306,7 +306,7 @@ async def test_what_waits_in_the_stream_is_asked_for_while_somebody_scrapes(orde
 class Failing(Actor):
     """Handles nothing of the second subject in its batches."""
 
-    @handles(batch=Batch(size=4, timeout_seconds=5))
+    @handles(batch=Batch(size=4, timeout_seconds=60))
     async def placed(self, events: list[Placed], ctx: BatchContext) -> None:
         ctx.fail(1, Reject("not this one"))
 
