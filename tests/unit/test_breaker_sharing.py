@@ -209,14 +209,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def cells(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cells]:
     """Make cells that look for a lost bucket often."""
     monkeypatch.setattr(sharing, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(sharing, "CLAIM_SECONDS", 0.05)
-    monkeypatch.setattr(sharing, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(sharing, "CLAIM_SECONDS", 30.0)
+    monkeypatch.setattr(sharing, "CLOSE_SECONDS", 30.0)
     made = Cells()
     yield made
     for cell in made.made:
         cell.store.slow.set()
         cell.store.answer.set()
         await cell.breakers.close()
+
+
+@pytest.fixture
+def short_claims(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims that wait for no answer for long: the others' is there at once, however long that takes."""
+    monkeypatch.setattr(sharing, "CLAIM_SECONDS", 0.05)
 
 
 def failure() -> ConnectionError:
@@ -398,6 +404,7 @@ async def give_up_a_claim(cell: Cell) -> None:
     cell.store.is_mute = False
 
 
+@pytest.mark.usefixtures("short_claims")
 async def test_a_claim_that_is_given_up_is_given_back(cells: Cells, clock: Clock) -> None:
     """Though it is written after all: a drain, or a handler's timeout, leaves nothing half-open."""
     first, second = await cells.start(2)
@@ -443,6 +450,7 @@ async def test_a_drain_leaves_no_claim_behind(cells: Cells, clock: Clock) -> Non
     await until(lambda: second.breaker.wait_seconds() == 0.0)
 
 
+@pytest.mark.usefixtures("short_claims")
 async def test_a_drain_looks_for_a_claim_that_was_not_answered_in_time(
     cells: Cells, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,6 +469,7 @@ async def test_a_drain_looks_for_a_claim_that_was_not_answered_in_time(
     assert cells.bucket.record.claimed_by == ""
 
 
+@pytest.mark.usefixtures("short_claims")
 async def test_a_drain_tells_the_result_of_a_trial_whose_claim_was_not_answered_in_time(
     cells: Cells, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -567,6 +576,7 @@ async def test_who_is_back_asks_before_it_tries(cells: Cells, clock: Clock) -> N
     assert alone.breaker.record.opening == 3
 
 
+@pytest.mark.usefixtures("short_claims")
 async def test_a_bucket_that_doesn_t_answer_holds_up_a_trial_no_longer_than_its_bound(
     cells: Cells, clock: Clock
 ) -> None:
