@@ -17,7 +17,7 @@ from support.cells import Bench, bench, until
 from support.nats import NatsServer
 from support.pulling import Pulling, Room, pulling
 from support.wire import Account, Delivered, Settled, tap
-from understudy.runtime.jetstream import api, subscription
+from understudy.runtime.jetstream import api, pull_request, subscription
 
 EXPIRES_SECONDS = 0.1
 DURABLE = "credit"
@@ -142,7 +142,12 @@ def test_what_is_held_and_asked_for_never_exceeds_the_room(
     max_bytes: int,
 ) -> None:
     """In messages and in bytes, however it is emptied, paused and left alone; in the end nothing is left."""
-    with mock.patch.object(subscription, "RETRY_SECONDS", 0.02), capture_logs() as logs:
+    with (
+        mock.patch.object(subscription, "RETRY_SECONDS", 0.02),
+        # Else requests seem to be lost where all stands still for a moment.
+        mock.patch.object(pull_request, "LOST_AFTER_SECONDS", 600.0),
+        capture_logs() as logs,
+    ):
         account = asyncio.run(
             follow(
                 course,
