@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from support.cells import Bench, CellRun, app_of, bench, until
 from support.nats import NatsServer
-from support.owners import Owners
+from support.owners import DURABLE, STREAM, Owners
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context
 from understudy.actors.event import Event
@@ -21,6 +21,7 @@ from understudy.runtime.cell import heartbeat as heartbeat_module
 from understudy.runtime.cell import watchdog
 from understudy.runtime.cell.paused import read_paused, write_paused
 from understudy.runtime.cell.watchdog import Watchdog
+from understudy.runtime.jetstream import api
 
 
 class Placed(Event, subject="orders.placed"):
@@ -65,6 +66,20 @@ def resume(run: CellRun) -> None:
     run.cell.look_at_pause()
 
 
+async def be_patient(made: Bench, stream: str, durable: str) -> None:
+    """Have the server wait longer than a consumer's cell, which goes by what it was told at its start.
+
+    So what the cell does in time can be seen, and where all stands still for a while nothing is redelivered.
+    """
+    info = await api.consumer_info(made.client, stream, durable)
+    assert info is not None
+    config = info["config"] | {"ack_wait": 600_000_000_000}
+    if "priority_timeout" in config:
+        config["priority_timeout"] = 600_000_000_000
+    body = {"stream_name": stream, "config": config, "action": "update"}
+    await api.request(made.client, f"CONSUMER.CREATE.{stream}.{durable}", body)
+
+
 def test_what_is_paused_is_read_as_it_was_last_written(tmp_path: Path) -> None:
     """Without a file, nothing is."""
     assert read_paused(tmp_path) == frozenset()
@@ -88,6 +103,7 @@ async def test_what_runs_finishes_and_what_is_held_stays_held_beyond_ack_wait(or
 
     app = app_of(Billing)
     run = await orders.cell(app)
+    await be_patient(orders, "ORDERS", "shop-billing")
     await place(orders, range(20))
     await until(lambda: run.status.held == 8)
     begin_pause(run)
@@ -317,6 +333,7 @@ async def test_a_paused_owner_keeps_its_pin_and_a_paused_standby_takes_nothing(
         await owners.all_handled(1)
         await owners.start("b")
         await owners.stood_by("b")
+        await be_patient(made, STREAM, DURABLE)
         pin = await owners.pin()
         for node in ("a", "b"):
             await pause(owners.nodes[node])
@@ -326,7 +343,7 @@ async def test_a_paused_owner_keeps_its_pin_and_a_paused_standby_takes_nothing(
         cell = owners.nodes["a"].cell
         assert cell is not None
         assert cell._pin is not None
-        # What keeps a pin is a request now and then; two of them span more than its lifetime of 2 s.
+        # What keeps a pin is a request now and then; two of them span more than the 2 s that it was given.
         for _ in range(4):
             asked_at = cell._pin._asked_at
             await until(lambda: cell._pin._asked_at > asked_at)  # type: ignore[union-attr] # noqa: B023
