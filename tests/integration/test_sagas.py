@@ -43,7 +43,7 @@ from understudy.runtime.testing import capture_logs
 async def desk(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Desk]:
     """A broker, and what a test needs around it."""
     Rebooking.did, Rebooking.plan = [], {}
-    Rebooking.waits_for_reply(1.0)
+    Rebooking.waits_for_reply(600)
     Payments.answers, Payments.keys = {}, []
     async with bench(nats_server.url, tmp_path) as made:
         yield Desk(made)
@@ -160,6 +160,7 @@ async def test_a_refusal_fails_the_step_which_has_done_nothing(desk: Desk) -> No
 
 
 async def test_no_reply_in_time_fails_the_step_which_may_have_done_its_work(desk: Desk) -> None:
+    Rebooking.waits_for_reply(0.5)
     Payments.answers = {"B1": "nothing"}
     await desk.open()
     await desk.publish(Delayed(booking="B1"))
@@ -168,6 +169,7 @@ async def test_no_reply_in_time_fails_the_step_which_may_have_done_its_work(desk
     did = [one.rpartition(" ")[0] for one in Rebooking.did]
     assert did == ["reserve do", "charge do", "charge undo", "reserve undo"]
     # Too late.
+    Rebooking.waits_for_reply(600)
     await desk.publish(Charged(booking="B1"))
     await desk.publish(Delayed(booking="B2"))
     await desk.reaches("B2", Phase.COMPLETED)
@@ -208,7 +210,6 @@ async def test_what_is_abandoned_stays_as_it_is(desk: Desk) -> None:
 
 
 async def test_what_is_resumed_though_it_goes_on_by_itself_does_nothing_twice(desk: Desk) -> None:
-    Rebooking.waits_for_reply(600)
     Payments.answers = {"B1": "nothing"}
     await desk.open()
     await desk.publish(Delayed(booking="B1"))
@@ -236,16 +237,20 @@ async def test_a_signal_of_another_turn_runs_nothing(desk: Desk) -> None:
 async def test_waiting_survives_a_drain_and_the_death_of_the_broker_and_its_timer_fires_once(
     desk: Desk, nats_server: NatsServer
 ) -> None:
+    # Long enough that they still wait when that is looked at.
+    seconds = 5.0
+    Rebooking.waits_for_reply(seconds)
     Payments.answers = {"B1": "nothing", "B2": "nothing"}
     await desk.open()
-    begun = time.time()
     for booking in ("B1", "B2"):
         await desk.publish(Delayed(booking=booking))
+    for booking in ("B1", "B2"):
         await desk.waits(booking)
+    waiting_since = time.time()
     await desk.saga.stop()
     nats_server.kill()
     nats_server.start()
-    await asyncio.sleep(max(0.0, begun + 1.5 - time.time()))
+    await asyncio.sleep(max(0.0, waiting_since + seconds + 0.2 - time.time()))
     # Its reply is in the stream behind its timer.
     await desk.saga.start()
     for booking in ("B1", "B2"):
@@ -257,7 +262,6 @@ async def test_waiting_survives_a_drain_and_the_death_of_the_broker_and_its_time
 
 
 async def test_a_reply_that_came_while_its_cell_was_down_is_taken(desk: Desk) -> None:
-    Rebooking.waits_for_reply(600)
     Payments.answers = {"B1": "nothing"}
     await desk.open()
     await desk.publish(Delayed(booking="B1"))
