@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from understudy.runtime.jetstream.subscription import PullSubscription
 DELETED = (20, 21, 30, 59)
 MakeOwners = Callable[..., Owners]
 Fetch = Callable[[int], Awaitable[None]]
+
+EXPIRES = ("EXPIRES_SECONDS", "IDLE_EXPIRES_SECONDS")
 
 pytestmark = pytest.mark.usefixtures("long_requests")
 
@@ -361,7 +364,12 @@ async def test_a_standby_that_is_stopping_declines(
     cell = owners.nodes["b"].cell
     assert cell is not None
     recovering = Paused(monkeypatch)
-    await until(lambda: cell._subscription._demand.outstanding() == 1)
+    pulling = cell._subscription
+    with monkeypatch.context() as patched:
+        # Its last one is still open when it is served.
+        for name in EXPIRES:
+            patched.setattr(subscription, name, 60.0)
+        await until(lambda: any(one.expires_at > time.monotonic() + 30 for one in pulling._requests))
     cell.quiesce()
     await owners.unpin()
     await owners.note(range(50, 51))
