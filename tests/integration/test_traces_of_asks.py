@@ -38,7 +38,7 @@ def test_an_ask_is_one_trace_from_the_asker_to_the_reply(nats_server: NatsServer
         with running(nats_server.url, tmp_path, "support.asked_app:through", **environment) as run:
             assert ask(nats_server, collector) == 0
             assert ask(nats_server, collector, deed="reject") == 1
-            assert ask(nats_server, collector, deed="late", timeout_seconds=0.5) == 1
+            assert ask(nats_server, collector, deed="late", timeout_seconds=3) == 1
             gate.touch()
             collector.wait_for(
                 lambda spans: len([span for span in spans if span.name == PROCESS]) == 3, "the late answer"

@@ -569,7 +569,7 @@ async def test_who_waits_for_a_place_gets_it_in_the_order_of_coming() -> None:
     bulkhead.leave()
     late.cancel()
     await asyncio.gather(late, return_exceptions=True)
-    await asyncio.wait_for(bulkhead.enter(None), 5)
+    await asyncio.wait_for(bulkhead.enter(None), 30)
 
 
 async def test_an_open_breaker_is_met_without_waiting_for_a_place(clock: Clock) -> None:

@@ -86,7 +86,7 @@ async def test_a_shorter_time_than_the_last_one_is_kept() -> None:
     deadline.arm(60, cancels=True, name="first")
     deadline.disarm()
     deadline.arm(0.01, cancels=True, name="second")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(asyncio.CancelledError):
             await asyncio.Event().wait()
         assert deadline.expired
@@ -128,7 +128,7 @@ async def test_the_time_to_end_begins_when_the_cancellation_is_sent(
 def test_what_still_runs_after_the_hang_timeout_takes_its_process_with_it(kind: str) -> None:
     """One that swallows its cancellation, or a thread; the log names the handler."""
     ended = subprocess.run(
-        [sys.executable, "-c", HANGING, kind], capture_output=True, timeout=20, check=False, text=True
+        [sys.executable, "-c", HANGING, kind], capture_output=True, timeout=60, check=False, text=True
     )
     assert ended.returncode == -signal.SIGABRT
     lines = ended.stdout.splitlines()

@@ -36,7 +36,7 @@ def service() -> Iterator[Service]:
 def call(
     service: Service, method: str, path: str, body: bytes | None = None, *, key: str = ""
 ) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", service.server_port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", service.server_port, timeout=60)
     try:
         connection.request(method, path, body, {"Idempotency-Key": key})
         response = connection.getresponse()

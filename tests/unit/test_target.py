@@ -82,11 +82,11 @@ def test_what_the_module_leaves_running_neither_delays_nor_survives(directory: P
     write(directory, textwrap.dedent(left) + APP)
     started = time.monotonic()
     assert inspect_target("user_app:app").name == "shop"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
     with contextlib.suppress(ProcessLookupError):
         process = os.pidfd_open(int((directory / "pid").read_text()))
         # Readable once it has ended, whoever reaps it.
-        assert select.select([process], [], [], 10)[0]
+        assert select.select([process], [], [], 50)[0]
         os.close(process)
 
 
@@ -106,7 +106,7 @@ def test_a_killed_launcher_takes_the_import_along(directory: Path) -> None:
     process = os.pidfd_open(int(path.read_text()))
     launcher.kill()
     launcher.wait()
-    assert select.select([process], [], [], 10)[0]
+    assert select.select([process], [], [], 50)[0]
     os.close(process)
 
 
