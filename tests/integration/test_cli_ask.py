@@ -108,21 +108,31 @@ async def test_no_answer_in_time_says_who_should_have_answered(
         assert captured.out == ""
         return status, captured.err[captured.err.index("understudy: ") :]
 
+    async def unanswered(subject: str) -> tuple[int, str]:
+        """Ask with longer timeouts if a machine that stands still lets the first pass before it is asked."""
+        for seconds in ("0.2", "4", "30"):
+            status, text = await errors(subject, seconds)
+            if "no stream has confirmed" not in text:
+                break
+        first, _, rest = text.partition("\n")
+        assert first == f"understudy: {subject}: no answer within {seconds} s"
+        return status, rest
+
     run = await orders.cell(app_of(Audit))
-    status, text = await errors("orders.quote")
+    status, text = await unanswered("orders.quote")
     assert status == 75
-    assert text.startswith("understudy: orders.quote: no answer within 0.2 s\n  it ")
+    assert text.startswith("  it ")
     assert "reply=" in text
     await run.stop()
-    assert await errors("orders.quote") == (
+    status, text = await unanswered("orders.quote")
+    left = (await orders.backlog(app_of(Audit))).pending
+    waits = "1 waits or is being handled" if left == 1 else f"{left} wait or are being handled"
+    assert (status, text) == (
         75,
-        "understudy: orders.quote: no answer within 0.2 s\n"
-        "  nobody pulls from shop-audit, where 1 waits or is being handled: is the app up, "
-        "and not paused? understudy tree\n",
+        f"  nobody pulls from shop-audit, where {waits}: is the app up, and not paused? understudy tree\n",
     )
-    assert await errors("orders.qoute") == (
+    assert await unanswered("orders.qoute") == (
         3,
-        "understudy: orders.qoute: no answer within 0.2 s\n"
         "  no consumer of the stream ORDERS takes this subject; correct it, or start the app\n",
     )
     assert await errors("nowhere") == (
