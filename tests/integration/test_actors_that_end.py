@@ -55,7 +55,7 @@ async def attempts_of(orders: Bench, sequence: int) -> Attempts:
 async def ended(cell: CellRun) -> str:
     """Return what a cell that ends of itself left undone; raise what it failed with."""
     assert cell.task is not None
-    return await asyncio.wait_for(cell.task, 15)
+    return await asyncio.wait_for(cell.task, 60)
 
 
 async def failure_of(cell: CellRun) -> str:
@@ -92,7 +92,8 @@ class UntilThreeInAThread(Actor):
 class UntilABatch(Actor):
     """Ends with its first batch."""
 
-    @handles(batch=Batch(size=3, timeout_seconds=5))
+    # A batch of fewer would end it too.
+    @handles(batch=Batch(size=3, timeout_seconds=60))
     async def placed(self, events: list[Placed], ctx: BatchContext) -> None:
         ctx.stop()
 

