@@ -245,12 +245,16 @@ async def test_all_cells_open_try_and_close_as_one(orders: Bench) -> None:
     cells = await start_cells(orders, app, 4)
     await publish(orders, *(Paid(number=number) for number in range(60)))
     await until(lambda: all(state_of(cell) == "open" for cell in cells))
-    opened = len(service.calls)
+
+    def trials() -> int:
+        return sum(cell.status.counters["breaker_trials"] for cell in cells)
+
+    await until(lambda: trials() > 4)
     # What counted, and what was under way in the cells' lanes.
-    assert opened <= 3 + 4 * 2
-    await until(lambda: len(service.calls) >= opened + 4)
-    trials = [moment for moment, _ in service.calls[opened:]]
-    assert min(later - earlier for earlier, later in itertools.pairwise(trials)) > 0.39
+    assert len(service.calls) - trials() <= 3 + 4 * 2
+    # The last trial's call may not have been made yet.
+    moments = [moment for moment, _ in service.calls[-4:]]
+    assert min(later - earlier for earlier, later in itertools.pairwise(moments)) > 0.39
     service.is_down = False
     await orders.settled(app)
     assert sorted(service.answered) == list(range(60))
@@ -345,13 +349,17 @@ async def test_a_drain_while_it_is_half_open_neither_opens_nor_closes_it(orders:
     """What a drain cuts short says nothing of the service, and leaves the trial to others."""
     service = Service()
     hangs = asyncio.Event()
+    time_is_up = asyncio.Event()
 
     class Billing(Actor, retry=FAST, handler_timeout_seconds=1):
         @handles(breakers=["payments"])
         async def paid(self, event: Paid, ctx: Context) -> None:
             async with ctx.breaker("payments"):
                 if hangs.is_set():
-                    await asyncio.Event().wait()
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        time_is_up.set()
                 await service.call(event.number)
 
     app = app_of(Billing, breakers=[CircuitBreaker("payments", fail_max=1, reset_timeout_seconds=0.3)])
@@ -370,7 +378,8 @@ async def test_a_drain_while_it_is_half_open_neither_opens_nor_closes_it(orders:
     claimed = await record()
     trying, waiting = sorted(cells, key=lambda cell: cell.status.counters["breaker_trials"], reverse=True)
     await waiting.stop()
-    assert await record() == claimed
+    # Unless that took longer than the trial may.
+    assert await record() == claimed or time_is_up.is_set()
     counted = trying.status.counters
     await trying.stop()
     left = await record()
