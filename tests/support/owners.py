@@ -113,8 +113,8 @@ class Owners:
                 )
             )
 
-    async def all_handled(self, count: int, timeout_seconds: float = 60.0) -> None:
-        """Wait until so many different numbers were handled."""
+    async def all_handled(self, count: int, timeout_seconds: float = 25.0) -> None:
+        """Wait until so many different numbers were handled; by default not as long as a pin lasts."""
         await until(lambda: len(self.counts) == count, timeout_seconds)
 
     def forget(self) -> None:
