@@ -23,7 +23,7 @@ from understudy.runtime.cli.demo_scenario import ACTORS, TROUBLE
 FLIGHTS = 1_500
 DEMO = ("-m", "understudy.runtime", "demo", "--flights", str(FLIGHTS))
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(360)
 
 
 def start(directory: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -40,7 +40,7 @@ def start(directory: Path, *arguments: str, **environment: str) -> subprocess.Po
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     return process.returncode, out, err
