@@ -15,7 +15,7 @@ from understudy.actors.event import Event, EventMeta, check_subject, event_spec
 from understudy.actors.keywords import declares
 from understudy.actors.names import check_name
 from understudy.actors.policies import Batch
-from understudy.actors.returned import has_subject, returned_by
+from understudy.actors.returned import has_subject, is_surely_no, returned_by, shown
 from understudy.actors.subjects import check_filter, covers
 
 _MARK = "__understudy_handles__"
@@ -97,7 +97,8 @@ def handles(
     than half the mailbox. A handler that declares none and meets an open breaker has the whole actor wait.
 
     `reply=Quote` says that it answers who asks, with a Quote: what it returns goes to them alone, and
-    nowhere if nobody has asked. What it publishes besides goes by `ctx.publish`.
+    nowhere if nobody has asked. What it publishes besides goes by `ctx.publish`. A return annotation that
+    names anything else is refused when the class is made.
 
     Raises:
         DeclarationError: what is given can't be used; what the method's signature lacks is said when its
@@ -137,6 +138,12 @@ def _check_reply(given: object, batch: Batch | None) -> None:
     if not isinstance(given, type):
         raise DeclarationError(f"@handles: reply is {given!r}; give the class of the answers: reply=Quote")
     try:
+        isinstance(None, given)
+    except TypeError as error:
+        raise DeclarationError(
+            f"@handles: reply is {given.__qualname__}, which no answer can be checked against: {error}"
+        ) from error
+    try:
         decoder(given)
     except (TypeError, NameError) as error:
         raise DeclarationError(
@@ -157,6 +164,12 @@ def _mark(method: Any, mark: "_Mark") -> Any:
 def is_marked(method: object) -> bool:
     """Return whether @handles stands on a method."""
     return hasattr(method, _MARK)
+
+
+def answers(method: object) -> bool:
+    """Return whether @handles on a method declares a reply."""
+    mark: _Mark | None = getattr(method, _MARK, None)
+    return mark is not None and mark.reply is not None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -224,8 +237,10 @@ def _read_handler(cls: type, name: str, method: Any) -> HandlerSpec:
         resolved = resolve(where, cls, inner, parameter.annotation, repr(parameter.name))
         type_ = _member_type(where, resolved, mark.batch)
     filter_, decode = _read_type(where, type_, mark.subject)
-    if mark.reply is None:  # an answer goes to who has asked, and so needs no subject
+    if mark.reply is None:
         _check_returned(where, cls, inner)
+    else:  # an answer goes to who has asked, and so needs no subject
+        _check_answer(where, cls, inner, mark.reply)
     return HandlerSpec(
         method=name,
         filter=filter_,
@@ -249,6 +264,20 @@ def _check_returned(where: str, cls: type, function: types.FunctionType) -> None
                 f"{where} returns {name}, which has no subject to be published to; "
                 f'write class {name}(Event, subject="…"), or if it is an answer, @handles(reply={name})'
             )
+
+
+def _check_answer(where: str, cls: type, function: types.FunctionType, reply: type) -> None:
+    """Refuse a handler that declares its answers and says it returns something else: each run would fail."""
+    returned = returned_by(cls, function)
+    wrong = [type_ for type_ in returned if is_surely_no(type_, reply)]
+    if returned and all(type_ is types.NoneType for type_ in returned):
+        wrong = [None]
+    if wrong:
+        name = reply.__qualname__
+        raise DeclarationError(
+            f"{where} returns {shown(wrong[0])}, but declares reply={name}; "
+            f"return a {name}, or take reply= away"
+        )
 
 
 def published_types(returned: Sequence[Any]) -> typing.Iterator[Any]:

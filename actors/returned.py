@@ -30,7 +30,11 @@ def is_surely_no(type_: Any, wanted: type) -> bool:
         return False
     if getattr(class_, "_is_protocol", False):
         return False
-    return not (issubclass(class_, wanted) or issubclass(wanted, class_))
+    try:
+        return not (issubclass(class_, wanted) or issubclass(wanted, class_))
+    except TypeError:
+        # A TypedDict, say, lets nobody ask.
+        return False
 
 
 def shown(type_: Any) -> str:
@@ -44,6 +48,9 @@ def has_subject(event: type) -> bool:
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    # Annotated is a class, before Python 3.13.
+    if get_origin(annotation) is typing.Annotated:
+        return _alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (typing.Union, types.UnionType):
         return tuple(one for member in get_args(annotation) for one in _alternatives(member))
     return (annotation,)

@@ -23,7 +23,7 @@ from understudy.actors.actor import Actor
 from understudy.actors.context import Context, Guard
 from understudy.actors.errors import DeclarationError, DecodeError
 from understudy.actors.event import Event, EventMeta
-from understudy.actors.handlers import HandlerSpec, handles, is_marked, published_types
+from understudy.actors.handlers import HandlerSpec, answers, handles, is_marked, published_types
 from understudy.actors.idempotency import text_of
 from understudy.actors.names import nearest
 from understudy.actors.options import RestartType
@@ -203,6 +203,7 @@ class Saga(Actor):
                 f"{where}: handler_timeout_seconds is {options['handler_timeout_seconds']}, but a step may "
                 f"take {least}; raise it, or leave it out"
             )
+        _check_no_answers(cls, where)
         finder = _Finder(where)
         super().__init_subclass__(key=finder.find, state=SagaRecord, on_failure="redeliver", **options)
         handlers = {handler.method: handler for handler in cls.__understudy__.handlers}
@@ -212,8 +213,6 @@ class Saga(Actor):
         for name in sorted(begins):
             finder.add(handlers[name], key, "key")
         for name, handler in handlers.items():
-            if handler.reply is not None:
-                raise DeclarationError(f"{where}: {name} has reply=, but a saga answers nobody; take it away")
             if not handler.is_async or (handler.wants_context and name in begins):
                 form = "(self, event)" if name in begins else "(self, event, ctx: SagaContext)"
                 raise DeclarationError(f"{where}: {name} can't be called; write async def {name}{form}")
@@ -238,6 +237,13 @@ class Saga(Actor):
             dataclasses.replace(handler, wants_context=True, is_async=True) for handler in handlers.values()
         )
         cls.__understudy__ = dataclasses.replace(cls.__understudy__, handlers=run)
+
+
+def _check_no_answers(cls: type, where: str) -> None:
+    """Refuse reply=, before what such a handler returns is compared with it."""
+    for name in dir(cls):
+        if answers(inspect.getattr_static(cls, name)):
+            raise DeclarationError(f"{where}: {name} has reply=, but a saga answers nobody; take it away")
 
 
 def _check_returns(

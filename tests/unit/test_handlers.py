@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NoReturn, TypedDict, TypeVar
 
 import pytest
 
@@ -393,6 +393,84 @@ def test_a_handler_may_return_an_answer_a_base_of_events_or_what_is_unknown() ->
 
     handlers = Fine.__understudy__.handlers
     assert [handler.method for handler in handlers] == ["answer", "base", "unknown", "not_for_us"]
+
+
+def declare_answering_nothing() -> None:
+    class Wrong(Actor):
+        @handles(reply=Told)
+        async def placed(self, event: Placed) -> None: ...
+
+
+def declare_answering_by_something_else() -> None:
+    class Wrong(Actor):
+        @handles(reply=Told)
+        async def placed(self, event: Placed) -> Told | list[Told] | None: ...
+
+
+@pytest.mark.parametrize(
+    ("declare", "returned"),
+    [(declare_answering_nothing, "None"), (declare_answering_by_something_else, f"list[{__name__}.Told]")],
+)
+def test_a_handler_that_declares_answers_and_returns_others_is_refused(
+    declare: Callable[[], None], returned: str
+) -> None:
+    """Each of its runs would fail."""
+    with pytest.raises(DeclarationError) as caught:
+        declare()
+    assert str(caught.value).replace(f"{declare.__name__}.<locals>.Wrong", "W") == (
+        f"W.placed returns {returned}, but declares reply=Told; return a Told, or take reply= away"
+    )
+
+
+def test_a_handler_may_answer_by_what_may_be_what_it_declares() -> None:
+    """By a base of it, or by what nobody can tell before it runs."""
+
+    class Row(TypedDict):
+        cents: int
+
+    class Fine(Actor):
+        @handles(reply=Told)
+        async def base(self, event: Placed) -> Event:
+            raise NotImplementedError
+
+        @handles("a", reply=Told)
+        async def annotated(self, event: bytes) -> Annotated[Told, "by hand"]:
+            raise NotImplementedError
+
+        @handles("b", reply=Told)
+        async def never(self, event: bytes) -> NoReturn:
+            raise NotImplementedError
+
+        @handles("c", reply=Told)
+        async def unknown(self, event: bytes) -> Unimported:
+            raise NotImplementedError
+
+        @handles("d", reply=Told)
+        async def not_annotated(self, event: bytes): ...  # type: ignore[no-untyped-def]
+        @handles("e", reply=Told)
+        async def not_for_us(self, event: bytes) -> Any: ...
+        @handles("f", reply=Told)
+        async def row(self, event: bytes) -> Row:
+            raise NotImplementedError
+
+        @handles("g", reply=dict)
+        async def a_dict(self, event: bytes) -> dict[str, int]:
+            raise NotImplementedError
+
+    assert len(Fine.__understudy__.handlers) == 8
+
+
+def test_answers_that_cant_be_checked_are_refused() -> None:
+    """A TypedDict's are dicts like others, so that each would fail when it is given."""
+
+    class Row(TypedDict):
+        cents: int
+
+    with pytest.raises(DeclarationError) as caught:
+        handles(reply=Row)
+    assert str(caught.value).partition("<locals>.")[2] == (
+        "Row, which no answer can be checked against: TypedDict does not support instance and class checks"
+    )
 
 
 @pytest.mark.parametrize("declare", [declare_on_a_class, declare_with_an_event])
