@@ -15,9 +15,11 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from understudy.config.connection import ConnectionSpec, redact_url
@@ -30,7 +32,19 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _INTERVAL = re.compile(r"always|[1-9][0-9]*(ms|s|m)", re.ASCII)
 
 
-class _Group(BaseModel):
+class _Strict(BaseModel):
+    """Has a number that is set to true or false refused, which pydantic reads as 1 or 0."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation in (int, float):
+            raise PydanticKnownError("int_type" if field.annotation is int else "float_type")
+        return value
+
+
+class _Group(_Strict):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -133,7 +147,7 @@ class EmbeddedSettings(_Group):
         return value
 
 
-class Settings(BaseSettings):
+class Settings(_Strict, BaseSettings):
     """All settings; made by `understudy.config.load.load_settings`, which knows each value's origin."""
 
     model_config = SettingsConfigDict(

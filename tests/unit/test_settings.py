@@ -223,6 +223,25 @@ def test_whatever_is_wrong_is_said_in_words_of_an_operator(tmp_path: Path, key: 
         assert not re.search(r"<class|pattern|pars|valid|at least|interpret", problem), problem
 
 
+def test_true_and_false_are_no_numbers(tmp_path: Path) -> None:
+    """Of no setting: TOML has booleans of its own, which Python would take for 1 and 0."""
+    words = {"int": "an integer", "float": "a number"}
+    numbers: dict[str, str] = {}
+    for key in all_keys():
+        group, _, name = key.rpartition(".")
+        model = Settings.model_fields[group].annotation if group else Settings
+        kind = re.search(r"\b(int|float)\b", str(model.model_fields[name].annotation))  # type: ignore[union-attr]
+        if kind:
+            numbers[key] = words[kind[1]]
+    assert {"http.port", "shutdown_timeout_seconds", "log.repeats"} <= numbers.keys()
+    for written in ("true", "false"):
+        (tmp_path / "understudy.toml").write_text("".join(f"{key} = {written}\n" for key in numbers))
+        assert set(problems()) == {
+            f"{key} = {written.capitalize()}: should be {word} (understudy.toml: {key})"
+            for key, word in numbers.items()
+        }
+
+
 def test_a_variable_for_a_group_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than ignored, or read as JSON."""
     monkeypatch.setenv("UNDERSTUDY_HTTP", "8400")
