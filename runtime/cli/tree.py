@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -41,7 +43,7 @@ def tree(
 async def _show(settings: Settings, app: str | None, *, as_json: bool) -> int:
     from understudy.runtime.cli.nodes import SILENT as NO_ANSWER
     from understudy.runtime.cli.nodes import connected, describe, find, read_node
-    from understudy.runtime.cli.tree_view import view
+    from understudy.runtime.cli.tree_view import WIDTH, view
     from understudy.runtime.jetstream.services import Absent
 
     async with connected(settings) as client:
@@ -69,7 +71,8 @@ async def _show(settings: Settings, app: str | None, *, as_json: bool) -> int:
         }
         typer.echo(msgspec.json.encode(body).decode())
     else:
-        blocks = ["\n".join(view(reply, root)) for reply, root in read]
+        columns = shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else None
+        blocks = ["\n".join(view(reply, root, columns=columns)) for reply, root in read]
         blocks += [f"{name}  run {run_id}\n  {why}" for run_id, name, why in failed]
         typer.echo("\n\n".join(blocks))
     return SILENT if failed else 0

@@ -1,8 +1,10 @@
-"""A node's tree as text that fits a terminal of 100 columns."""
+"""A node's tree as text: a table of 100 columns, and beneath its rows why something is as it is."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from understudy.runtime.admin.nodes import TreeReply
 from understudy.runtime.cell.status import BreakerStatus
@@ -13,29 +15,47 @@ WIDTH = 100
 _COLUMNS = ("STATE", "GEN", "RESTARTS", "HELD", "HANDLED", "FAILED", "DEAD")
 _WIDTHS = (9, 5, 8, 6, 10, 7, 6)
 _NAME_WIDTH = WIDTH - sum(_WIDTHS) - len(_WIDTHS)
+# However narrow the terminal is, and however deep the tree.
+_LEAST_NOTE_WIDTH = 40
 
 
-def view(reply: TreeReply, root: Supervisor) -> Iterator[str]:
+class _Note(NamedTuple):
+    """A text beneath a row, as long as it has to be, with what stands left of each of its lines."""
+
+    margin: str
+    text: str
+
+
+def view(reply: TreeReply, root: Supervisor, *, columns: int | None) -> Iterator[str]:
     """Yield a node's lines.
 
     Args:
         reply: what the node says of itself.
         root: its tree.
+        columns: where reasons and the like are wrapped; None leaves each in one line.
     """
+    for line in _lines(reply, root):
+        if isinstance(line, str):
+            yield line
+        else:
+            yield from _laid_out(line, columns)
+
+
+def _lines(reply: TreeReply, root: Supervisor) -> Iterator[str | _Note]:
     node = reply.node
     ready = "not ready" if reply.not_ready else "ready"
     revision = f"revision {node.revision}"
-    yield _fit(f"{node.app} on {node.name}  run {node.run_id}  {revision}  {ready}")
-    yield from (_fit(f"  {part}: {why}") for part, why in reply.not_ready.items())
+    yield _Note("", f"{node.app} on {node.name}  run {node.run_id}  {revision}  {ready}")
+    yield from (_Note("  ", f"{part}: {why}") for part, why in reply.not_ready.items())
     yield _row("", _COLUMNS)
     lines = _supervisor(root, "", "", reply.clock)
     yield next(lines)
     margin = "│  " if root.children else "   "
-    yield from (_fit(f"{margin}{line}") for line in _breakers_of_app(root, reply.clock))
+    yield from (_Note(margin, line) for line in _breakers_of_app(root, reply.clock))
     yield from lines
 
 
-def _supervisor(supervisor: Supervisor, margin: str, below: str, now: float) -> Iterator[str]:
+def _supervisor(supervisor: Supervisor, margin: str, below: str, now: float) -> Iterator[str | _Note]:
     own, by_parent = supervisor.status, supervisor.supervision
     # Its own word is the last before it died, where its supervisor knows better.
     state = by_parent.state if by_parent and (own is None or by_parent.state != "up") else own and own.state
@@ -55,7 +75,7 @@ def _supervisor(supervisor: Supervisor, margin: str, below: str, now: float) -> 
         )
 
 
-def _cell(cell: Cell, margin: str, below: str, now: float) -> Iterator[str]:
+def _cell(cell: Cell, margin: str, below: str, now: float) -> Iterator[str | _Note]:
     by_parent, own = cell.supervision, cell.status
     state, reason = by_parent.state, ""
     counts: tuple[object, ...] = ()
@@ -69,7 +89,7 @@ def _cell(cell: Cell, margin: str, below: str, now: float) -> Iterator[str]:
     yield from _notes(f"{below}   ", by_parent, reason, now)
     for breaker in _not_closed(cell):
         if not breaker.of_app:
-            yield _fit(f"{below}   {_breaker(breaker, now)}")
+            yield _Note(f"{below}   ", _breaker(breaker, now))
 
 
 def _breakers_of_app(root: Supervisor, now: float) -> Iterator[str]:
@@ -99,16 +119,16 @@ def _breaker(breaker: BreakerStatus, now: float) -> str:
     return f"circuit breaker {breaker.name}: {breaker.state}, not closed for {seconds:.1f} s"
 
 
-def _notes(margin: str, by_parent: ChildStatus | None, reason: str, now: float) -> Iterator[str]:
+def _notes(margin: str, by_parent: ChildStatus | None, reason: str, now: float) -> Iterator[_Note]:
     """Yield why something is as it is, when it is started again, and why it last ended."""
     if reason:
-        yield _fit(f"{margin}{reason}")
+        yield _Note(margin, reason)
     if by_parent and by_parent.starts_at is not None:
         seconds, times = max(0.0, by_parent.starts_at - now), by_parent.failures
         after = f", after {times} failure{'' if times == 1 else 's'} in a row" if times else ""
-        yield _fit(f"{margin}starts again in {seconds:.1f} s{after}")
+        yield _Note(margin, f"starts again in {seconds:.1f} s{after}")
     if by_parent and by_parent.last_reason:
-        yield _fit(f"{margin}last ended: {by_parent.last_reason}")
+        yield _Note(margin, f"last ended: {by_parent.last_reason}")
 
 
 def _row(name: str, values: tuple[object, ...]) -> str:
@@ -116,9 +136,20 @@ def _row(name: str, values: tuple[object, ...]) -> str:
         f"{value!s:<{width}}" if index == 0 else f"{value!s:>{width}}"
         for index, (value, width) in enumerate(zip(values, _WIDTHS, strict=False))
     ]
-    return " ".join([f"{_fit(name, _NAME_WIDTH):<{_NAME_WIDTH}}", *cells]).rstrip()
+    fitting = name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…"
+    return " ".join([f"{fitting:<{_NAME_WIDTH}}", *cells]).rstrip()
 
 
-def _fit(text: str, width: int = WIDTH) -> str:
-    line = " ".join(text.split("\n"))
-    return line if len(line) <= width else line[: width - 1] + "…"
+def _laid_out(note: _Note, columns: int | None) -> Iterator[str]:
+    margin, text = note.margin, " ".join(note.text.split("\n"))
+    if columns is None or len(margin) + len(text) <= columns:
+        yield margin + text
+        return
+    further = f"{margin}  "
+    yield from textwrap.wrap(
+        text,
+        max(columns, len(further) + _LEAST_NOTE_WIDTH),
+        initial_indent=margin,
+        subsequent_indent=further,
+        break_on_hyphens=False,
+    )

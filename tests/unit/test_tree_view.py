@@ -61,9 +61,10 @@ def supervisor(name: str, *children: Cell | Supervisor, supervision: ChildStatus
     return Supervisor(name=name, supervision=supervision, status=status, children=children)
 
 
-def lines(root: Supervisor, **not_ready: str) -> list[str]:
+def lines(root: Supervisor, columns: int | None = WIDTH, /, **not_ready: str) -> list[str]:
     """Return a node's lines."""
-    return list(view(TreeReply(node=NODE, clock=100.0, not_ready=not_ready, tree=None), root))
+    reply = TreeReply(node=NODE, clock=100.0, not_ready=not_ready, tree=None)
+    return list(view(reply, root, columns=columns))
 
 
 SMALL = """\
@@ -161,10 +162,42 @@ def test_a_breaker_of_the_app_is_shown_once_with_what_it_holds_up() -> None:
     assert lines(idle)[3] == open_now
 
 
+LONG = """\
+shop on web-1:4711  run 0123456789abcdef  revision 3  not ready
+  cell billing/0: the consumer shop-billing of the stream ORDERS is ahead of this app's revision 3;
+    raise App(revision=…), or stop the other
+                                           STATE       GEN RESTARTS   HELD    HANDLED  FAILED   DEAD
+shop                                       up            2        0
+├─ billing/0                               halted        1        0     12    1234567      89      7
+│     the consumer shop-billing of the stream ORDERS is ahead of this app's revision 3; raise
+│       App(revision=…), or stop the other
+│     last ended: hang
+└─ mail/0                                  up            1        0     12    1234567      89      7
+"""
+
+
+def test_a_long_reason_is_wrapped_beneath_its_row() -> None:
+    """With the tree's lines left of it, so that what to do about it is there too; whole where it is piped."""
+    reason = (
+        "the consumer shop-billing of the stream ORDERS is ahead of this app's revision 3; "
+        "raise App(revision=…), or stop the other"
+    )
+    root = supervisor("shop", cell("billing/0", "halted", reason, last_reason="hang"), cell("mail/0"))
+    why = {"cell billing/0": reason}
+    assert lines(root, **why) == LONG.splitlines()
+    assert [line.strip(" │") for line in lines(root, None, **why) if reason in line] == [
+        f"cell billing/0: {reason}",
+        reason,
+    ]
+    # A terminal that is no wider than the margin doesn't tear words into letters.
+    assert "│     the consumer shop-billing of the stream" in lines(root, 8, **why)
+
+
 def test_nothing_is_wider_than_a_terminal() -> None:
-    """Long names and reasons are cut, and a reason of several lines is one."""
+    """Long names are cut, a word wider than a line is broken, and a reason of several lines is one."""
     reason = "ValueError: " + "no\nsuch " * 40
     root = supervisor("s" * 200, cell("c" * 200, "halted", reason, last_reason=reason))
     shown = lines(root, part="x" * 200)
     assert max(map(len, shown)) <= WIDTH == 100
     assert not any("\n" in line for line in shown)
+    assert not any("\n" in line for line in lines(root, None))
