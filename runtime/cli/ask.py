@@ -105,6 +105,7 @@ async def _ask(
 async def _explain(connection: ConnectionSpec, subject: str) -> tuple[int, str]:
     """Return the exit status of no answer, and what is known of its reason."""
     from understudy.runtime.jetstream import connection as connections
+    from understudy.runtime.jetstream.api import NoJetStream
     from understudy.runtime.jetstream.takers import takers_of
 
     try:
@@ -113,6 +114,8 @@ async def _explain(connection: ConnectionSpec, subject: str) -> tuple[int, str]:
             streams, takers = await takers_of(client, subject)
         finally:
             await connections.close(client)
+    except NoJetStream as error:
+        return NOBODY, f"\n  {error}"
     except BrokerError:
         # Who may only publish and subscribe isn't told.
         return NO_ANSWER, ""

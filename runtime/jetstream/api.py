@@ -12,6 +12,17 @@ from understudy.actors.errors import BrokerError, BrokerUnreachable
 
 REQUEST_TIMEOUT_SECONDS = 5.0
 NOT_FOUND = 404
+NO_JETSTREAM = (
+    "the broker has no JetStream enabled; start it as nats-server -js or with jetstream {} in its file, or "
+    "use an account that has it"
+)
+
+
+class NoJetStream(BrokerUnreachable):
+    """The broker has no JetStream, which only who runs it can enable."""
+
+    def __init__(self) -> None:
+        super().__init__(NO_JETSTREAM)
 
 
 class ApiError(BrokerError):
@@ -43,15 +54,14 @@ async def request(client: Client, subject: str, body: dict[str, Any] | None = No
 
     Raises:
         ApiError: the answer is an error.
-        BrokerUnreachable: no answer, or JetStream isn't enabled.
+        NoJetStream: it isn't enabled.
+        BrokerUnreachable: no answer.
     """
     payload = b"" if body is None else json.dumps(body).encode()
     try:
         message = await client.request(f"$JS.API.{subject}", payload, timeout=REQUEST_TIMEOUT_SECONDS)
     except nats.errors.NoRespondersError as error:
-        raise BrokerUnreachable(
-            "the broker has no JetStream: start nats-server with -js, or use an account that has it"
-        ) from error
+        raise NoJetStream from error
     except (nats.errors.Error, TimeoutError) as error:
         raise BrokerUnreachable(
             f"JetStream did not answer {subject}: {str(error) or type(error).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from nats.aio.client import Client
 
 from understudy.actors.errors import EncodeError, PublishError
 from understudy.actors.subjects import check_literal
+from understudy.runtime.jetstream.api import NO_JETSTREAM
 from understudy.runtime.jetstream.envelope import header_block
 from understudy.runtime.jetstream.fast_lane import FastClient
 from understudy.runtime.jetstream.headers import status
@@ -88,6 +90,8 @@ class PublishWindow:
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._reconnects = client.stats["reconnects"]
+        self._has_jetstream = True
+        self._looked_at = -math.inf
 
     def __len__(self) -> int:
         """Return how many messages are unconfirmed, those included that wait for a place."""
@@ -123,8 +127,8 @@ class PublishWindow:
         Raises:
             EncodeError: nothing can be published to such a subject; a line break in one would be a command.
             PublishError: its headers can't be written, it is too large, no stream takes the subject, the
-                stream refused it, the connection is closed, or nothing was confirmed in time. Only in the
-                last two cases may it be stored all the same.
+                broker has no JetStream, the stream refused it, the connection is closed, or nothing was
+                confirmed in time. Only in the last two cases may it be stored all the same.
         """
         # If this is cancelled, so is the future, and the sweep takes the message out.
         return await self._take(subject, body, headers).confirmed
@@ -270,6 +274,8 @@ class PublishWindow:
     def _answered(self, token: bytes, block: bytes, body: bytes) -> None:
         message = self._in_flight.get(token)
         if message is None:
+            if token == _LOOK.token:
+                self._has_jetstream = not block or status(block)[0] != NO_RESPONDERS
             return
         if block and status(block)[0] == NO_RESPONDERS:
             self._no_stream(message)
@@ -305,9 +311,22 @@ class PublishWindow:
         if message.no_stream_since is None:
             message.no_stream_since = now
         if now - message.no_stream_since >= NO_STREAM_SECONDS:
-            self._fail(message, _NO_STREAM)
+            self._fail(message, self._why_no_stream())
         else:
             message.repeat_at = now + NO_STREAM_REPEAT_SECONDS
+            self._look_for_jetstream(now)
+
+    def _look_for_jetstream(self, now: float) -> None:
+        """Ask for JetStream if the server itself has none: one that it is joined to may have it."""
+        # Not of one that has it: that would be denied to who may publish events and nothing else.
+        if self._client._server_info.get("jetstream"):
+            self._has_jetstream = True
+        elif now - self._looked_at >= NO_STREAM_REPEAT_SECONDS:
+            self._looked_at = now
+            self._lane.write(_LOOK)
+
+    def _why_no_stream(self) -> str:
+        return f"{_NO_STREAM}; {_DECLARE}" if self._has_jetstream else f"{_NO_STREAM}, and {NO_JETSTREAM}"
 
     def _fail(self, message: _Unconfirmed, problem: str, code: int | None = None) -> None:
         if not message.confirmed.done():
@@ -337,7 +356,7 @@ class PublishWindow:
                     f"no stream confirmed the event within {self._timeout_seconds:g} s"
                     f"{message.unconfirmed_because}"
                     if message.no_stream_since is None
-                    else _NO_STREAM,
+                    else self._why_no_stream(),
                 )
         if self._in_flight and self._timer is None:
             self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -364,7 +383,9 @@ class PublishWindow:
 
 
 _CLOSED = "the connection is closed"
-_NO_STREAM = "no stream takes this subject; declare a Stream with it, or correct the subject"
+_NO_STREAM = "no stream takes this subject"
+_DECLARE = "declare a Stream with it, or correct the subject"
+_LOOK = Message("$JS.API.INFO", b"$JS.API.INFO", b"", b"", b"jetstream")
 
 
 @lru_cache(maxsize=4096)

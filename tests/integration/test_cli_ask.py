@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.cells import Bench, app_of, bench
-from support.nats import NatsServer
+from support.nats import NatsServer, configured_server
 from understudy.actors.actor import Actor
 from understudy.actors.event import Event
 from understudy.actors.handlers import handles
@@ -20,6 +20,7 @@ from understudy.actors.idempotency import Idempotency
 from understudy.actors.outcomes import Reject
 from understudy.actors.policies import RetryPolicy
 from understudy.runtime.cli.entry import main
+from understudy.runtime.jetstream.api import NO_JETSTREAM
 
 
 class QuoteFor(Event, subject="orders.quote"):
@@ -145,3 +146,15 @@ async def test_no_answer_in_time_says_who_should_have_answered(
         "understudy: nowhere: no stream takes this subject; declare a Stream with it, or correct the "
         "subject\n",
     )
+
+
+async def test_a_broker_without_jetstream_is_said_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 3, however short the time is."""
+    arguments = ["ask", "orders.quote", "--json", "{}", "--timeout"]
+    async with configured_server() as url:
+        for seconds, begin in (
+            ("30", "orders.quote: no stream takes this subject, and "),
+            ("0.2", "orders.quote: no stream has confirmed the request within 0.2 s\n  "),
+        ):
+            assert await asyncio.to_thread(main, [*arguments, seconds, "--servers", url]) == 3
+            assert capsys.readouterr() == ("", f"understudy: {begin}{NO_JETSTREAM}\n")

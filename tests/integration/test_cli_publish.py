@@ -12,7 +12,7 @@ import nats
 import pytest
 from nats.js import JetStreamContext
 
-from support.nats import NatsServer
+from support.nats import NatsServer, configured_server
 
 
 @pytest.fixture
@@ -120,3 +120,23 @@ async def test_a_last_line_may_lack_its_end(nats_server: NatsServer, jetstream: 
     assert (result.returncode, result.stdout) == (0, "2 published\n")
     message = await jetstream.get_msg("ORDERS", 1)
     assert message.data == b'{"id": 1}'
+
+
+async def test_a_broker_without_jetstream_is_status_3() -> None:
+    """With what enables it there."""
+    async with configured_server() as url:
+        result = await asyncio.to_thread(
+            subprocess.run,
+            [
+                *(sys.executable, "-m", "understudy.runtime", "publish", "orders.placed"),
+                *("--json", "1", "--servers", url),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (result.returncode, result.stdout) == (3, "0 published, 1 refused\n")
+    assert result.stderr == (
+        "orders.placed: no stream takes this subject, and the broker has no JetStream enabled; "
+        "start it as nats-server -js or with jetstream {} in its file, or use an account that has it\n"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 
@@ -12,12 +13,13 @@ from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, StreamConfig
 
 from support.cells import until
-from support.nats import NatsServer
+from support.nats import NatsServer, configured_server
 from support.proxy import proxy
 from understudy.actors.errors import EncodeError, PublishError
 from understudy.actors.event import Event
 from understudy.config.connection import ConnectionSpec
-from understudy.runtime.jetstream import connection, publish_window
+from understudy.runtime.jetstream import api, connection, publish_window
+from understudy.runtime.jetstream.api import NO_JETSTREAM, NoJetStream
 from understudy.runtime.jetstream.direct import read_message
 from understudy.runtime.jetstream.envelope import header_bytes
 from understudy.runtime.jetstream.fast_lane import FastClient
@@ -160,6 +162,42 @@ async def test_a_subject_that_no_stream_takes(
     await until(lambda: any(message.no_stream_since for message in hasty._in_flight.values()))
     hasty._timeout_seconds = 0.1
     assert str(await refusing) == str(error)
+
+
+@pytest.mark.parametrize("fast_lane", [True, False], ids=["fast lane", "public API"])
+async def test_a_broker_without_jetstream_is_said_to_have_none(*, fast_lane: bool) -> None:
+    """Rather than no stream that takes the subject, which would be looked for in vain."""
+    async with configured_server() as url:
+        spec = ConnectionSpec(servers=(url,), fast_lane=fast_lane)
+        async with Publisher.connect(spec) as publisher:
+            with pytest.raises(PublishError) as raised:
+                await publisher.publish(Placed(number=1))
+            assert str(raised.value) == f"orders.placed: no stream takes this subject, and {NO_JETSTREAM}"
+        # Also where there is less time than that takes.
+        async with Publisher.connect(spec, timeout_seconds=0.1) as hasty:
+            with pytest.raises(PublishError, match=re.escape(NO_JETSTREAM)):
+                await hasty.publish(Placed(number=1))
+        # As whoever asks its API is told.
+        client = await connection.connect(spec, name="test")
+        with pytest.raises(NoJetStream, match=re.escape(NO_JETSTREAM)):
+            await api.stream_info(client, "ORDERS")
+        await connection.close(client)
+
+
+async def test_jetstream_may_be_on_a_server_that_this_one_is_joined_to() -> None:
+    """As in a cluster of which a part has it: then what lacks is the stream."""
+    async with configured_server() as url:
+        client = await connection.connect(ConnectionSpec(servers=(url,)), name="test")
+
+        async def answer(question: Msg) -> None:
+            await question.respond(b"{}")
+
+        await client.subscribe("$JS.API.INFO", cb=answer)
+        await connection.confirm(client)
+        async with Publisher.connect(url) as publisher:
+            with pytest.raises(PublishError, match="no stream takes this subject; declare a Stream with it"):
+                await publisher.publish(Placed(number=1))
+        await connection.close(client)
 
 
 async def test_a_stream_that_is_away_for_a_moment_is_tried_again(
