@@ -308,6 +308,9 @@ class Child:
         # Most often it has been seen to run not long ago, and nothing need be read.
         if now - max(self.watched_since, self._seen_running) <= self.hang_timeout_seconds / 2:
             return ""
+        if not Path(self.run.run_directory).is_dir():
+            # Nobody can show that it runs any more: the launcher drains as soon as it sees that too.
+            return ""
         heartbeats = self._heartbeats()
         ages = {what: now - max(heartbeat, self.watched_since) for what, heartbeat in heartbeats.items()}
         if min(ages.values()) > self.hang_timeout_seconds / 2:
