@@ -118,7 +118,7 @@ def test_a_killed_cells_port_serves_no_one_else(run: Launched, module_nats_serve
 
 def is_refused(port: int, body: bytes) -> bool:
     """Send a frame, and return whether the answer is a refusal."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(b"%d>" % len(body) + body)
         answer = b""
         # As Thespian says it; before it stands a signature that only a process of that run can make.
