@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import nats
 import pytest
 
 from support.lines import read_lines
@@ -19,9 +20,15 @@ TARGET = "support.batch_recorder:app"
 
 
 def note(url: str, numbers: range) -> None:
-    """Publish numbered events of five customers, in their order."""
+    """Publish numbered events of five customers, in their order, before the app runs.
+
+    So none of them is late for its batch, which doesn't wait long.
+    """
 
     async def publish() -> None:
+        client = await nats.connect(url)
+        await client.jetstream().add_stream(name="NOTES", subjects=["notes.>"])
+        await client.close()
         async with Publisher.connect(url) as publisher:
             for number in numbers:
                 await publisher.publish(Noted(number=number, customer=f"c{number % 5}"))
@@ -39,6 +46,7 @@ def test_the_members_of_a_killed_batch_are_handled_each_alone(
     nats_server: NatsServer, tmp_path: Path, keyed: str
 ) -> None:
     """And the rest in batches again, in the order of the stream or of each key."""
+    note(nats_server.url, range(200))
     with running(
         nats_server.url,
         tmp_path,
@@ -48,7 +56,6 @@ def test_the_members_of_a_killed_batch_are_handled_each_alone(
         RECORD_ACK_WAIT="120",
         RECORD_KEYED=keyed,
     ) as run:
-        note(nats_server.url, range(200))
         # Nothing is on its way when the mailbox is full.
         until(lambda: any(int(line[1]) >= 50 for line in begun(run)))
         until(lambda: run.cell("recorder/0")["status"]["held"] == 64)
@@ -77,8 +84,8 @@ def test_a_member_that_kills_its_process_is_dead_lettered_and_its_neighbours_are
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     """It takes one batch with it; after that it is alone, up to max_crashes deaths in all."""
-    with running(nats_server.url, tmp_path, TARGET, RECORD_DEADLY="17") as run:
-        note(nats_server.url, range(100))
+    note(nats_server.url, range(100))
+    with running(nats_server.url, tmp_path, TARGET, RECORD_DEADLY="17", RECORD_ACK_WAIT="120") as run:
         until(lambda: len(run.numbers()) == 99)
         until(lambda: run.events("dead letter"))
         (letter,) = run.events("dead letter")
