@@ -33,7 +33,7 @@ def scrape(run: Running | Launched) -> Scrape:
 
 def text(run: Running | Launched) -> str:
     """The same as it is sent."""
-    answer = httpx.get(f"{run.url}/metrics", timeout=5)
+    answer = httpx.get(f"{run.url}/metrics", timeout=60)
     assert answer.status_code == 200
     return answer.text
 
@@ -53,7 +53,7 @@ def is_up_since(run: Running, cell: str, generation: int) -> bool:
     return bool(now["state"] == "up" and now["generation"] > generation)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 def test_no_count_is_lost_when_every_cell_is_killed_again_and_again(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
@@ -75,7 +75,7 @@ def test_no_count_is_lost_when_every_cell_is_killed_again_and_again(
             until(lambda number=number: load.published > 500 * number)  # type: ignore[misc]
             kill_every_cell(run)
         published = load.finish()
-        until(lambda: is_settled(nats_server.url, "RELAY", [f"relay-{actor}" for actor in ACTORS]), 60)
+        until(lambda: is_settled(nats_server.url, "RELAY", [f"relay-{actor}" for actor in ACTORS]), 180)
         now = scrape(run)
         cells_of = Counter(cell.rpartition("/")[0] for cell in CELLS)
         for actor in ACTORS:
@@ -100,6 +100,9 @@ def test_a_stopped_cell_is_seen_and_holds_up_no_scrape(nats_server: NatsServer, 
         run.wait_until_ready()
         publish(nats_server.url, *({"value": number} for number in range(10)))
         wait_until(lambda: handled(run, "recorder") == 10)
+        supervisor = int(run.tree()["status"]["pid"])
+        # So that it is still to be seen when we look, however late that is.
+        os.kill(supervisor, signal.SIGSTOP)
         os.kill(run.child("recorder/0")["pid"], signal.SIGSTOP)
 
         def stands_still() -> Scrape | None:
@@ -110,6 +113,7 @@ def test_a_stopped_cell_is_seen_and_holds_up_no_scrape(nats_server: NatsServer, 
         seen: Scrape = wait_until(stands_still)
         assert seen.total("understudy_cell_up", actor="recorder") == 1
         assert seen.total("understudy_deliveries_total", actor="recorder", outcome="handled") == 10
+        os.kill(supervisor, signal.SIGCONT)
         run.wait_for_child("recorder/0", generation=2)
         now = scrape(run)
         assert now.total("understudy_restarts_total", actor="recorder", reason="hang") == 1
