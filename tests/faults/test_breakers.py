@@ -10,7 +10,7 @@ from support.nats import NatsServer
 from support.outage import outage
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(360)
 def test_a_dead_service_costs_few_attempts_and_is_tried_by_one_cell_at_a_time(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context
@@ -14,6 +15,7 @@ from understudy.actors.event import Event
 from understudy.actors.handlers import handles
 from understudy.actors.policies import CircuitBreaker, Mailbox, RetryPolicy
 from understudy.runtime.app import App
+from understudy.runtime.breakers.guard import Guard
 from understudy.runtime.stream import Stream
 
 FAIL_MAX = 5
@@ -31,16 +33,20 @@ class ServiceDown(Exception):
     """The service answered that it is down."""
 
 
-async def call(number: int) -> None:
-    """Make one HTTP request.
+async def call(number: int, trial: bool) -> None:
+    """Make one HTTP request, which says when it began, by CLOCK_MONOTONIC.
+
+    Args:
+        number: the event's.
+        trial: whether the breaker was open and tries the service by it.
 
     Raises:
         ServiceDown: it was answered so.
         OSError: it wasn't answered.
     """
+    path = f"/{number}/{os.getpid()}/{time.monotonic()}/{trial:d}".encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", int(os.environ["SERVICE"]))
     try:
-        path = b"/%d/%d" % (number, os.getpid())
         writer.write(b"GET %b HTTP/1.1\r\nHost: service\r\nConnection: close\r\n\r\n" % path)
         status = (await reader.read()).split(b" ", 2)[1]
     finally:
@@ -61,8 +67,10 @@ class Caller(
     @handles(breakers=["service"])
     async def asked(self, event: Asked, ctx: Context) -> None:
         """Call."""
-        async with ctx.breaker("service"):
-            await call(event.number)
+        guard = ctx.breaker("service")
+        assert isinstance(guard, Guard)
+        async with guard:
+            await call(event.number, guard._trial)
 
 
 app = App(
@@ -73,7 +81,8 @@ app = App(
             "service",
             fail_max=FAIL_MAX,
             reset_timeout_seconds=float(os.environ.get("RESET_SECONDS", "1")),
-            timeout_seconds=2,
+            # The service always answers, if a busy machine lets it.
+            timeout_seconds=20,
         )
     ],
     children=[Caller],
