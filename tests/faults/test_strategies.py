@@ -43,7 +43,7 @@ def test_one_for_all_stops_the_others_in_reverse_order_and_starts_all_in_order(t
         assert [entry["cell"] for entry in tree.log("cell exited")] == ["steady/1"]
         # The three are one restart of the one that is borne; the next is too much.
         kill(tree.child("steady/0").pid)
-        tree.launcher.wait(timeout=30)
+        tree.wait()
         status = tree.state()
         assert status is not None
         assert status.reason == "steady/0 ended (killed by SIGKILL), one restart more than 1 within 60 s"
@@ -88,15 +88,15 @@ def test_a_subtree_is_a_sibling_like_any_other(tmp_path: Path) -> None:
 def test_a_sibling_that_does_not_stop_for_the_group_is_killed(tmp_path: Path, strategy: Strategy) -> None:
     """After the run's shutdown timeout, and then the group goes on; what it handled isn't suspect."""
     root = supervisor("root", cell("steady"), cell("stubborn"), strategy=strategy)
-    with Tree(tmp_path, root) as tree:
+    with Tree(tmp_path, root, stop_seconds=3) as tree:
         tree.wait_until_up()
+        stubborn = tree.child("stubborn/0")
         kill(tree.child("steady/0").pid)
-        stopping = tree.wait_for_child("stubborn/0", state="stopping")
         replacement = tree.wait_for_child("stubborn/0", generation=2)
         assert replacement.last_reason == "did not stop in time"
         assert not replacement.crashed
-        assert stopping.pid is not None
-        assert not is_alive(stopping.pid, stopping.start_ticks)
+        assert stubborn.pid is not None
+        assert not is_alive(stubborn.pid, stubborn.start_ticks)
         assert tree.child("steady/0").generation == 2
         tree.launcher.kill()
 
@@ -186,9 +186,11 @@ def test_a_child_that_cannot_start_takes_nobody_along_but_goes_with_its_group(tm
         assert waiting.starts_at is not None
         assert waiting.starts_at < boottime() + 2
         assert tree.child("steady/0") == up
+        before = len(tree.history())
         kill(up.pid)
         tree.wait_for_child("steady/0", generation=2)
-        assert tree.history()[-2:] == ["start failing/0", "start steady/0"]
+        # The first of them fails again, and may be started once more before or after the second is.
+        assert list(dict.fromkeys(tree.history()[before:])) == ["start failing/0", "start steady/0"]
         tree.wait_for_child("failing/0", state="backoff", generation=waiting.generation + 2)
         generations = [int(line.split()[1]) for line in tree.starts() if line.startswith("failing")]
         assert generations == list(range(1, len(generations) + 1))
@@ -198,11 +200,10 @@ def test_a_child_that_cannot_start_takes_nobody_along_but_goes_with_its_group(tm
 def test_a_child_that_waits_alone_waits_with_its_group_from_then_on(tmp_path: Path) -> None:
     """Its own backoff passes while the group is still being stopped, and starts nothing."""
     root = supervisor("root", cell("failing"), cell("steady"), cell("stubborn"), strategy="one_for_all")
-    with Tree(tmp_path, root) as tree:
+    with Tree(tmp_path, root, stop_seconds=3) as tree:
         tree.wait_until_up()
         tree.wait_for_child("failing/0", state="backoff", generation=3)
         kill(tree.child("steady/0").pid)
-        tree.wait_for_child("stubborn/0", state="stopping")
         tree.wait_for_child("stubborn/0", generation=2)
         history = tree.history()
         asked = history.index("stop stubborn/0")
@@ -221,8 +222,11 @@ def test_a_stop_ends_a_group_that_is_being_restarted(tmp_path: Path) -> None:
     with Tree(tmp_path, root) as tree:
         tree.wait_until_up()
         kill(tree.child("steady/0").pid)
-        tree.wait_for_child("stubborn/0", state="stopping")
-        tree.stop()
+        stubborn = tree.wait_for_child("stubborn/0", state="stopping")
+        tree.launcher.terminate()
+        wait_until(lambda: (now := tree.state()) and now.state == "stopping", what="the root stopping")
+        kill(stubborn.pid)
+        tree.wait()
         assert len(tree.starts()) == 2
         status = tree.state()
         assert status is not None
@@ -254,7 +258,9 @@ def test_a_transient_child_that_stops_itself_is_left_stopped(tmp_path: Path, str
 
 def test_a_transient_child_that_dies_is_restarted(tmp_path: Path) -> None:
     """That was no stop of its own, and neither is an exit with status 0 that it hasn't announced."""
-    with Tree(tmp_path, supervisor("root", cell("brief", restart="transient"))) as tree:
+    # Until the file is taken away, it is restarted and exits again.
+    root = supervisor("root", cell("brief", restart="transient"), max_restarts=1000)
+    with Tree(tmp_path, root) as tree:
         tree.wait_until_up()
         kill(tree.child("brief/0").pid)
         assert tree.wait_for_child("brief/0", generation=2).last_reason == "killed by SIGKILL"
@@ -356,7 +362,7 @@ def test_a_temporary_supervisor_that_is_killed_leaves_nobody(tmp_path: Path) -> 
 
 def test_a_short_suspension_of_one_cell_restarts_nobody(tmp_path: Path) -> None:
     """Shorter than the hang timeout, and it beats again before anyone looks."""
-    tight = [cell("steady", index, hang_timeout_seconds=3.0) for index in range(2)]
+    tight = [cell("steady", index, hang_timeout_seconds=5.0) for index in range(2)]
     with Tree(tmp_path, supervisor("root", *tight, max_restarts=0)) as tree:
         tree.wait_until_up()
         before = [tree.child(name) for name in ("steady/0", "steady/1")]
@@ -368,7 +374,7 @@ def test_a_short_suspension_of_one_cell_restarts_nobody(tmp_path: Path) -> None:
         # Long enough for the supervisor to have looked at it several times.
         wait_until(lambda: (now := tree.state()) and now.heartbeat > view.heartbeat + 1.5)
         os.kill(pid, signal.SIGCONT)
-        wait_until(lambda: (now := tree.state()) and now.heartbeat > view.heartbeat + 6)
+        wait_until(lambda: (now := tree.state()) and now.heartbeat > view.heartbeat + 8)
         assert [tree.child(name) for name in ("steady/0", "steady/1")] == before
         tree.stop()
 
@@ -376,11 +382,12 @@ def test_a_short_suspension_of_one_cell_restarts_nobody(tmp_path: Path) -> None:
 def test_a_main_thread_that_is_stuck_is_a_hang(tmp_path: Path) -> None:
     """Although its data thread goes on, since it would hear no Stop."""
     deaf = cell("deaf", hang_timeout_seconds=1.0)
-    with Tree(tmp_path, supervisor("root", deaf, cell("steady"))) as tree:
+    # Each that takes its place is deaf, too.
+    with Tree(tmp_path, supervisor("root", deaf, cell("steady"), max_restarts=1000)) as tree:
         tree.wait_until_up()
         up = tree.child("steady/0")
         reason = tree.wait_for_child("deaf/0", generation=2).last_reason
-        assert reason.startswith("hang: no heartbeat of its control thread for 1.")
+        assert reason.startswith("hang: no heartbeat of its control thread for ")
         assert tree.child("steady/0") == up
         tree.stop()
 
@@ -411,22 +418,21 @@ def test_sixty_cells_on_three_levels_start_restart_and_stop_in_order(tmp_path: P
             supervisor(f"outer-{number}", *inner, cell(f"steady-{number}", 0), strategy="rest_for_one")
         )
     root = supervisor("root", *outer, strategy="one_for_all")
-    # Long enough for none to be asked before the one after it has gone.
-    with Tree(tmp_path, root, stop_seconds=60) as tree:
-        tree.wait_until_up(60)
+    with Tree(tmp_path, root) as tree:
+        tree.wait_until_up()
         started = [line.split()[0] for line in tree.starts()]
         assert len(started) == 60
         assert started == sorted(started)
         before = len(tree.history())
         kill(tree.child("outer-1").pid)
-        wait_until(lambda: len(tree.starts()) == 120, 60, "all started again")
+        wait_until(lambda: len(tree.starts()) == 120, what="all started again")
         assert [line.split()[0] for line in tree.starts()[60:]] == started
         own = [name for name in started if name.startswith("steady-1")]
         # Those of the killed supervisor died with it.
         assert tree.history()[before : before + 45] == [
             f"stop {name}" for name in reversed(started) if name not in own
         ]
-        wait_until(lambda: (status := tree.state()) and all(one.state == "up" for one in status.children), 60)
+        wait_until(lambda: (status := tree.state()) and all(one.state == "up" for one in status.children))
         before = len(tree.history())
         tree.stop()
         assert tree.history()[before:] == [f"stop {name}" for name in reversed(started)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 # They die at once, but on a busy machine each waits for its turn to end.
-GONE_SECONDS = 10.0
+GONE_SECONDS = 30.0
 
 
 def processes_of(directory: Path) -> list[str]:

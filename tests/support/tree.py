@@ -23,6 +23,8 @@ from understudy.runtime.supervision.processes import descendants, is_alive, read
 from understudy.runtime.supervision.statefile import ChildStatus, SupervisorStatus, read_state
 
 TESTS = Path(__file__).parent.parent
+# Longer than a busy machine takes: who stops at once needs none of it, and whoever must not is killed sooner.
+STOP_SECONDS = 60.0
 
 
 def cell(
@@ -67,7 +69,7 @@ def supervisor(
     )
 
 
-def wait_until(condition: Callable[[], Any], timeout_seconds: float = 30.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_seconds: float = 60.0, what: str = "") -> Any:
     """Return the condition's value soon after it is true; fail after the timeout."""
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -84,7 +86,7 @@ def wait_until(condition: Callable[[], Any], timeout_seconds: float = 30.0, what
 class Tree:
     """One launcher with everything below it; ended with it whatever the test did."""
 
-    def __init__(self, directory: Path, root: SupervisorSpec, *, stop_seconds: float = 3.0) -> None:
+    def __init__(self, directory: Path, root: SupervisorSpec, *, stop_seconds: float = STOP_SECONDS) -> None:
         self.directory = directory
         self.root_name = root.name
         spec_file = directory / "spec.json"
@@ -146,9 +148,9 @@ class Tree:
         self.note_processes()
         return status
 
-    def wait_until_up(self, timeout_seconds: float = 30.0) -> None:
+    def wait_until_up(self) -> None:
         """Return when the root has started all its children."""
-        wait_until(lambda: (status := self.state()) and status.state == "up", timeout_seconds, "root up")
+        wait_until(lambda: (status := self.state()) and status.state == "up", what="root up")
         self.note_processes()
 
     def note_processes(self) -> None:
@@ -186,7 +188,11 @@ class Tree:
     def stop(self) -> None:
         """Ask the launcher to stop its tree, and wait until it has ended."""
         self.launcher.terminate()
-        self.launcher.wait(timeout=30)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until the launcher has ended."""
+        self.launcher.wait(timeout=2 * STOP_SECONDS)
 
 
 def kill(pid: int | None) -> None:
