@@ -9,6 +9,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import pytest
 from support.commands import run_command
 from support.nats import NatsServer
 from support.owner_app import Noted
-from support.running import Running, running, until
+from support.running import TIMEOUT_SECONDS, Running, running, until
+from support.tree import kill
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import api, connection, pinning
 from understudy.runtime.jetstream.publisher import Publisher
@@ -50,8 +52,10 @@ class Nodes:
         self.url = url
         self._directory = directory
         self._record = directory / "record"
+        self.go = directory / "go"
         self._runs: list[Run] = []
         self._read = 0
+        self._reading = threading.Lock()
 
     def environment(self, options: dict[str, Any]) -> dict[str, str]:
         """Return what the app reads."""
@@ -69,7 +73,7 @@ class Nodes:
     def runs(self) -> list[Run]:
         """Return all handler runs so far, in the order of their end."""
         if self._record.exists():
-            with self._record.open() as record:
+            with self._reading, self._record.open() as record:
                 record.seek(self._read)
                 for line in record:
                     if not line.endswith("\n"):
@@ -114,18 +118,30 @@ class Nodes:
             ended[run.customer] = run.end
         return count
 
-    def note(self, numbers: range, customers: int = 8, kill: int = 0) -> None:
-        """Publish numbered events, in order for each customer, right after the death of a process."""
+    def note(self, numbers: range, customers: int = 8) -> None:
+        """Publish numbered events, in order for each customer."""
 
         async def publish() -> None:
             async with Publisher.connect(self.url) as publisher:
-                if kill:
-                    os.kill(kill, signal.SIGKILL)
                 await asyncio.gather(
                     *(publisher.publish(Noted(number=n, customer=f"c{n % customers}")) for n in numbers)
                 )
 
         asyncio.run(publish())
+
+    def keep_noting(self, first: int, enough: threading.Event) -> int:
+        """Have events of 50 customers wait, however fast they are handled; return the number after the last.
+
+        Args:
+            first: the number to begin with.
+            enough: ends it.
+        """
+        published = first
+        while not enough.is_set():
+            self.note(range(published, published + 5_000), 50)
+            published += 5_000
+            until(lambda: enough.is_set() or len(self.runs()) > published - 5_000)  # noqa: B023
+        return published
 
     def info(self) -> dict[str, Any]:
         """Return the server's description of the consumer."""
@@ -177,23 +193,30 @@ def pid(run: Running, cell: str = FIRST) -> int:
     return int(run.cell(cell)["status"]["pid"])
 
 
+def is_replaced(run: Running, cell: str = FIRST) -> bool:
+    """Return whether a cell is up that took another's place."""
+    supervision = run.cell(cell)["supervision"]
+    return bool(supervision["state"] == "up" and supervision["generation"] > 1)
+
+
 def test_a_killed_owner_is_replaced_on_its_node_and_the_standby_gets_nothing(nodes: Nodes) -> None:
     """The replacement goes on under the dead cell's pin, in the order of each key, long before ack_wait."""
-    count = 40_000
-    with nodes.node("a", LONG, OWNER_SECONDS="0.0005") as a:
+    killed = threading.Event()
+    with nodes.node("a", LONG, OWNER_SECONDS="0.0005") as a, ThreadPoolExecutor(1) as publishing:
         nodes.note(range(1))
         until(lambda: nodes.all_handled(1))
         with nodes.node("b", LONG) as b:
             until(lambda: state(b) == "standby")
             assert b.get("/readyz")[0] == 200
-            publishing = threading.Thread(target=nodes.note, args=(range(1, count), 50))
-            publishing.start()
-            for _ in range(3):
-                handled = len(nodes.runs())
-                until(lambda: len(nodes.runs()) > handled + 500)  # noqa: B023
-                a.kill_cell(FIRST)
-            publishing.join()
-            until(lambda: nodes.all_handled(count), 60)
+            count = publishing.submit(nodes.keep_noting, 1, killed)
+            try:
+                for _ in range(3):
+                    handled = len(nodes.runs())
+                    until(lambda: len(nodes.runs()) > handled + 500)  # noqa: B023
+                    a.kill_cell(FIRST)
+            finally:
+                killed.set()
+            until(lambda: nodes.all_handled(count.result()))
             assert b.cell(FIRST)["status"]["counters"]["received"] == 0
             assert nodes.in_order()
             # What was being handled is, once more.
@@ -204,19 +227,20 @@ def test_a_killed_owner_is_replaced_on_its_node_and_the_standby_gets_nothing(nod
 
 def test_a_standby_takes_over_from_a_node_that_is_gone(nodes: Nodes) -> None:
     """After twice ack_wait it is pinned, and has all that is unsettled before anything newer."""
-    slow = {"OWNER_SECONDS": "0.1"}
-    with nodes.node("a", SHORT, **slow) as a, nodes.node("b", SHORT, **slow) as b:
+    stuck = {"OWNER_STUCK": "100", "OWNER_GO": str(nodes.go)}
+    with nodes.node("a", SHORT, **stuck) as a, nodes.node("b", SHORT, **stuck) as b:
         nodes.note(range(16), 16)
         until(lambda: {state(a), state(b)} == {"up", "standby"})
         owner, standby = (a, b) if state(a) == "up" else (b, a)
         nodes.note(range(16, 400), 16)
-        until(lambda: owner.cell(FIRST)["status"]["held"] > 50)
+        until(lambda: nodes.all_handled(100) and owner.cell(FIRST)["status"]["held"] == 300)
         assert owner.process is not None
         owner.process.kill()
         owner.process.wait()
-        assert nodes.info()["num_ack_pending"] > 50
+        nodes.go.touch()
+        assert nodes.info()["num_ack_pending"] >= 300
         until(lambda: nodes.all_handled(400))
-        assert len(nodes.by(pid(standby))) > 100
+        assert len(nodes.by(pid(standby))) >= 300
         assert nodes.in_order()
         assert nodes.repeats() <= 16
         assert standby.terminate() == 0
@@ -247,16 +271,19 @@ def test_one_of_two_replicas_is_active_and_either_may_die(nodes: Nodes) -> None:
 def test_a_replacement_that_starts_for_longer_than_the_pin_lives(nodes: Nodes, blocks: str) -> None:
     """It keeps the pin or, where it can't, leaves what it took over to who has it: nothing runs at once."""
     slow = {"OWNER_SECONDS": "0.02", "OWNER_RESTART_SECONDS": "6", "OWNER_BLOCKS": blocks}
+    slow |= {"OWNER_STUCK": "50", "OWNER_GO": str(nodes.go)}
     with nodes.node("a", SHORT, **slow) as a:
         nodes.note(range(10))
         until(lambda: nodes.all_handled(10))
         with nodes.node("b", SHORT, **slow) as b:
             until(lambda: state(b) == "standby")
             nodes.note(range(10, 400))
-            until(lambda: a.cell(FIRST)["status"]["held"] > 100)
+            until(lambda: nodes.all_handled(50) and a.cell(FIRST)["status"]["held"] == 350)
             standby = pid(b)
-            a.kill_cell(FIRST)
+            kill(pid(a))
+            nodes.go.touch()
             until(lambda: nodes.all_handled(400))
+            until(lambda: is_replaced(a))
             assert bool(nodes.by(standby)) is bool(blocks)
             assert nodes.in_order()
             assert nodes.overlaps() == 0
@@ -268,7 +295,11 @@ def test_a_replacement_that_starts_for_longer_than_the_pin_lives(nodes: Nodes, b
 def test_a_pin_that_went_to_a_cell_that_had_died_is_taken_back(nodes: Nodes) -> None:
     """The server gives it to a request whose process is gone; the replacement knows whose it was."""
     with nodes.node("a", LONG) as a:
-        nodes.note(range(20), kill=pid(a))
+        killed = pid(a)
+        # So that its connection outlives whatever it could do.
+        os.kill(killed, signal.SIGSTOP)
+        nodes.note(range(20))
+        kill(killed)
         until(lambda: nodes.all_handled(20))
         assert a.events("unpinning a dead cell")
         assert nodes.in_order()
@@ -278,16 +309,14 @@ def test_a_pin_that_went_to_a_cell_that_had_died_is_taken_back(nodes: Nodes) -> 
 
 def test_a_run_that_gives_up_leaves_what_its_dead_cell_owned_to_others_at_once(nodes: Nodes) -> None:
     """Its launcher unpins the cell that nobody starts again."""
-    with nodes.node("a", LONG) as a:
+    with nodes.node("a", LONG, OWNER_MAX_RESTARTS="0") as a:
         nodes.note(range(10))
         until(lambda: nodes.all_handled(10))
         with nodes.node("b", LONG) as b:
             until(lambda: state(b) == "standby")
-            for _ in range(3):
-                a.kill_cell(FIRST)
             os.kill(pid(a), signal.SIGKILL)
             assert a.process is not None
-            assert a.process.wait(30) == 70
+            assert a.process.wait(TIMEOUT_SECONDS) == 70
             assert [entry["cell"] for entry in a.events("released")] == [FIRST]
             nodes.note(range(10, 20))
             until(lambda: nodes.all_handled(20))
@@ -299,7 +328,7 @@ def test_a_consumer_is_changed_to_a_sole_owner_s_and_back(nodes: Nodes) -> None:
     shared = {"ack_wait_seconds": 120, "hang_timeout_seconds": 5}
     slow = {"OWNER_SECONDS": "0.05"}
     with nodes.node("a", shared, **slow) as run:
-        nodes.note(range(300), 4)
+        nodes.note(range(1000), 4)
         _leave_some(nodes, run)
     assert "priority_policy is empty, the app declares pinned_client" in nodes.check(LONG)
     with nodes.node("a", LONG, **slow) as run:
@@ -309,7 +338,7 @@ def test_a_consumer_is_changed_to_a_sole_owner_s_and_back(nodes: Nodes) -> None:
     assert "priority_policy" not in nodes.check(LONG)
     assert "priority_policy is pinned_client, the app declares none" in nodes.check(shared)
     with nodes.node("a", shared) as run:
-        until(lambda: nodes.all_handled(300))
+        until(lambda: nodes.all_handled(1000))
         assert run.terminate() == 0
     assert nodes.info()["num_ack_pending"] == 0
 

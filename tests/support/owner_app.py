@@ -2,15 +2,18 @@
 
 RECORD_FILE takes one line a run, of all nodes. OWNER_OPTIONS are the actor's, as JSON; OWNER_SECONDS is how
 long a handler takes, and OWNER_RESTART_SECONDS how long a start that isn't the first; with OWNER_BLOCKS it
-holds up the event loop.
+holds up the event loop. From the number OWNER_STUCK on, handlers don't end before there is the file that
+OWNER_GO names. OWNER_MAX_RESTARTS is how many the run bears.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import time
+from pathlib import Path
 
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context, StartContext
@@ -22,6 +25,8 @@ from understudy.runtime.app import App
 from understudy.runtime.stream import Stream
 
 SECONDS = float(os.environ.get("OWNER_SECONDS", "0"))
+STUCK = float(os.environ.get("OWNER_STUCK", math.inf))
+GO = Path(os.environ.get("OWNER_GO", "."))
 options = json.loads(os.environ.get("OWNER_OPTIONS", '{"key": "customer"}'))
 if "mailbox" in options:
     options["mailbox"] = Mailbox(**options["mailbox"])
@@ -48,9 +53,16 @@ class Recorder(Actor):
         begin = time.monotonic()
         if SECONDS:
             await asyncio.sleep(SECONDS)
+        while event.number >= STUCK and not GO.exists():  # noqa: ASYNC110 # it is another process that makes it
+            await asyncio.sleep(0.02)
         end = time.monotonic()
         line = f"{begin} {end} {os.getpid()} {event.number} {ctx.delivery.sequence} {event.customer}\n"
         os.write(self._record, line.encode())
 
 
-app = App("owners", streams=[Stream("NOTES", subjects=["notes.>"])], children=[Child(Recorder, **options)])
+app = App(
+    "owners",
+    streams=[Stream("NOTES", subjects=["notes.>"])],
+    children=[Child(Recorder, **options)],
+    max_restarts=int(os.environ.get("OWNER_MAX_RESTARTS", "3")),
+)
