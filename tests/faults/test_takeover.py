@@ -35,6 +35,16 @@ def note(url: str, numbers: range, customers: int = 8) -> None:
     asyncio.run(publish())
 
 
+def keep_noting(run: Running, url: str, enough: threading.Event, customers: int) -> int:
+    """Have events wait, however fast they are handled, until that is set; return how many they were."""
+    published = 0
+    while not enough.is_set():
+        note(url, range(published, published + 5_000), customers)
+        published += 5_000
+        until(lambda: enough.is_set() or len(run.handled()) > published - 5_000)  # noqa: B023
+    return published
+
+
 def consumer(url: str) -> dict[str, Any]:
     """Return the server's description of the recorder's consumer."""
 
@@ -103,17 +113,7 @@ def test_a_sole_owner_keeps_the_order_of_each_key_over_kills_under_load(
     """What was in the dead cell's socket comes again before anything newer."""
     killed = threading.Event()
     with running(nats_server.url, tmp_path, RECORD_KEYED="yes") as run, ThreadPoolExecutor(1) as publishing:
-
-        def publish() -> int:
-            """Have events wait until the last kill, however fast they are handled; return how many."""
-            published = 0
-            while not killed.is_set():
-                note(nats_server.url, range(published, published + 5_000), customers=50)
-                published += 5_000
-                until(lambda: killed.is_set() or len(run.handled()) > published - 5_000)  # noqa: B023
-            return published
-
-        count = publishing.submit(publish)
+        count = publishing.submit(keep_noting, run, nats_server.url, killed, customers=50)
         try:
             for _ in range(3):
                 handled = len(run.handled())
@@ -168,7 +168,9 @@ def test_more_graceful_restarts_than_attempts_over_one_held_backlog_lose_nothing
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     """No drain counts as an attempt, so that nothing is dead-lettered for having waited."""
-    with running(nats_server.url, tmp_path, RECORD_SECONDS="0.1", RECORD_ATTEMPTS="2") as run:
+    with running(
+        nats_server.url, tmp_path, RECORD_SECONDS="0.1", RECORD_ATTEMPTS="2", RECORD_ACK_WAIT="30"
+    ) as run:
         note(nats_server.url, range(400))
         # With what follows one more than a delivery has attempts.
         for _ in range(2):
@@ -178,7 +180,7 @@ def test_more_graceful_restarts_than_attempts_over_one_held_backlog_lose_nothing
         assert len(run.handled()) < 400
         assert run.terminate() == 0
         run.start(RECORD_SECONDS="0.001")
-        until(lambda: all_handled(run, 400), 60)
+        until(lambda: all_handled(run, 400))
         assert sum(run.numbers().values()) == 400
         assert {line[2] for line in run.handled()} == {"1"}
         assert run.events("dead letter") == []
@@ -187,18 +189,18 @@ def test_more_graceful_restarts_than_attempts_over_one_held_backlog_lose_nothing
 
 def test_sigterm_under_load_leaves_nothing_pending(nats_server: NatsServer, tmp_path: Path) -> None:
     """A quick handler's deliveries are all settled when the run has ended, and the next start goes on."""
-    with running(nats_server.url, tmp_path) as run:
-        publishing = threading.Thread(target=note, args=(nats_server.url, range(30_000)))
-        publishing.start()
-        until(lambda: len(run.handled()) > 1000)
-        assert run.terminate() == 0
-        handled = len(run.handled())
-        assert handled < 30_000
-        assert consumer(nats_server.url)["num_ack_pending"] == 0
+    stopped = threading.Event()
+    with running(nats_server.url, tmp_path) as run, ThreadPoolExecutor(1) as publishing:
+        count = publishing.submit(keep_noting, run, nats_server.url, stopped, customers=8)
+        try:
+            until(lambda: len(run.handled()) > 1000)
+            assert run.terminate() == 0
+            assert consumer(nats_server.url)["num_ack_pending"] == 0
+        finally:
+            stopped.set()
         run.start()
-        publishing.join()
-        until(lambda: all_handled(run, 30_000), 40)
-        assert sum(run.numbers().values()) == 30_000
+        until(lambda: all_handled(run, count.result()))
+        assert sum(run.numbers().values()) == count.result()
         assert run.terminate() == 0
 
 
@@ -212,7 +214,7 @@ def test_a_restarted_broker_loses_nothing(nats_server: NatsServer, tmp_path: Pat
         assert run.get("/livez")[0] == 200
         nats_server.start()
         until(lambda: run.get("/readyz")[0] == 200)
-        until(lambda: all_handled(run, 3000), 40)
+        until(lambda: all_handled(run, 3000))
         assert run.terminate() == 0
 
 
@@ -221,14 +223,14 @@ def test_a_stop_without_a_broker_is_not_clean_and_loses_nothing(
 ) -> None:
     """Nobody confirmed the last settlements: the run ends with 75, and the next one takes over."""
     with running(nats_server.url, tmp_path, RECORD_SECONDS="0.05") as run:
-        note(nats_server.url, range(100))
+        note(nats_server.url, range(400))
         until(lambda: len(run.handled()) > 10)
         nats_server.kill()
         assert run.terminate() == 75
         assert [entry["left"] for entry in run.events("not everything was drained")] == [["recorder/0"]]
         nats_server.start()
-        run.start()
-        until(lambda: all_handled(run, 100))
+        run.start(RECORD_SECONDS="0")
+        until(lambda: all_handled(run, 400))
         assert run.terminate() == 0
 
 
