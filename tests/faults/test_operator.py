@@ -16,7 +16,7 @@ from typing import Any
 import nats
 import pytest
 
-from support.commands import run_command
+from support.commands import ANSWER_SECONDS, run_command
 from support.launched import Launched, publish
 from support.lines import read_lines
 from support.nats import NatsServer
@@ -49,9 +49,25 @@ class Nodes:
         self.running.append(node)
         return node.wait_until_ready()
 
-    def type(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def type(
+        self, *arguments: str, answer_seconds: float = ANSWER_SECONDS
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        return run_command(*arguments, "--servers", self.server.url, directory=self.directory)
+        return run_command(
+            *arguments,
+            *("--servers", self.server.url),
+            directory=self.directory,
+            answer_seconds=answer_seconds,
+        )
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Run a command, and return at once."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "understudy.runtime", *arguments, "--servers", self.server.url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def trees(self) -> list[dict[str, Any]]:
         """Return what the nodes say of themselves, in the order in which they were started.
@@ -86,7 +102,7 @@ class Nodes:
         async def ask() -> dict[str, Any]:
             client = await nats.connect(self.server.url)
             subject = "$JS.API.CONSUMER.INFO.NOTES.recorder-recorder"
-            answer: dict[str, Any] = json.loads((await client.request(subject)).data)
+            answer: dict[str, Any] = json.loads((await client.request(subject, timeout=30)).data)
             await client.close()
             return answer
 
@@ -94,8 +110,9 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, nats_server: NatsServer) -> Iterator[Nodes]:
+def nodes(tmp_path: Path, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """A broker for nodes, which are ended with the test."""
+    monkeypatch.setattr(services, "ANSWER_SECONDS", ANSWER_SECONDS)
     made = Nodes(tmp_path, nats_server, RECORD_SECONDS="0.005")
     yield made
     for node in made.running:
@@ -143,7 +160,7 @@ def test_the_stock_tools_of_nats_see_the_nodes_as_services(nodes: Nodes) -> None
         inbox = client.new_inbox()
         answers = await client.subscribe(inbox)
         await client.publish(f"$SRV.{verb}.understudy", reply=inbox)
-        found = [json.loads((await answers.next_msg(timeout=5)).data) for _ in range(2)]
+        found = [json.loads((await answers.next_msg(timeout=30)).data) for _ in range(2)]
         await client.close()
         return found
 
@@ -317,21 +334,27 @@ def test_an_unknown_name_is_answered_with_the_nearest(nodes: Nodes) -> None:
     wait_until(lambda: len(nodes.handled()) == 1)
 
 
-def test_a_drained_node_ends_and_the_other_goes_on(nodes: Nodes) -> None:
+def test_a_drained_node_ends_and_the_other_goes_on(nodes: Nodes, tmp_path: Path) -> None:
     """Which is meant has to be said where there are several; the last one needs no name."""
+    go = tmp_path / "go"
+    nodes.environment |= {"RECORD_STUCK": "0", "RECORD_GO": str(go)}
     first, second = nodes.start("a"), nodes.start("b")
     unclear = nodes.type("drain")
     assert unclear.returncode == 2
     assert unclear.stderr.startswith("understudy: 2 nodes run; choose by --node, or take --all:\n")
     assert all(name(node) in unclear.stderr for node in (first, second))
     nodes.publish(range(400))
-    drained = nodes.type("drain", "--node", name(first))
-    assert drained.returncode == 0, drained.stderr
-    assert drained.stdout == f"recorder on {name(first)}: drained\n"
-    assert drained.stderr.splitlines()[:2] == [
-        f"recorder on {name(first)}: draining, for up to 27 s",
-        f"recorder on {name(first)}: 0 of 1 cells have stopped",
-    ]
+    # More than one of them holds.
+    wait_until(lambda: nodes.info()["num_ack_pending"] > 64)
+    with nodes.begin("drain", "--node", name(first)) as typed:
+        assert typed.stderr is not None
+        assert [typed.stderr.readline() for _ in range(2)] == [
+            f"recorder on {name(first)}: draining, for up to 27 s\n",
+            f"recorder on {name(first)}: 0 of 1 cells have stopped\n",
+        ]
+        go.touch()
+        out, err = typed.communicate(timeout=60)
+    assert (typed.returncode, out) == (0, f"recorder on {name(first)}: drained\n"), err
     assert first.wait() == 0
     assert [tree["node"]["pid"] for tree in nodes.trees()] == [second.process.pid]
     wait_until(lambda: len(nodes.handled()) == 400)
@@ -345,18 +368,20 @@ def test_a_drained_node_ends_and_the_other_goes_on(nodes: Nodes) -> None:
     assert nodes.type("actor", "pause", "recorder").returncode == 3
 
 
-def test_a_signal_to_a_node_that_the_operator_drains_kills_nothing(nodes: Nodes) -> None:
+def test_a_signal_to_a_node_that_the_operator_drains_kills_nothing(nodes: Nodes, tmp_path: Path) -> None:
     """It is the first one, as a service manager sends it that knows of no drain."""
+    go = tmp_path / "go"
+    nodes.environment |= {"RECORD_STUCK": "10", "RECORD_GO": str(go)}
     node = nodes.start("a")
-    nodes.publish(range(400))
-    wait_until(lambda: nodes.handled())
-    with subprocess.Popen(
-        [sys.executable, "-m", "understudy.runtime", "drain", "--servers", nodes.server.url]
-    ) as typed:
+    nodes.publish(range(40))
+    wait_until(lambda: len(nodes.handled()) == 10)
+    with nodes.begin("drain") as typed:
         wait_until(lambda: node.log("draining"))
         assert node.process.poll() is None
         node.process.terminate()
-        assert typed.wait(30) == 0
+        go.touch()
+        typed.communicate(timeout=60)
+    assert typed.returncode == 0
     assert node.wait() == 0
     assert nodes.info()["num_ack_pending"] == 0
 
@@ -392,14 +417,10 @@ def test_a_node_that_is_killed_while_it_drains_is_not_called_drained(
     with nodes.start("a") as node:
         nodes.publish(range(1))
         wait_until(lambda: nodes.info()["num_ack_pending"] == 1)
-        typed = subprocess.Popen(
-            [sys.executable, "-m", "understudy.runtime", "drain", "--servers", nats_server.url],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        wait_until(lambda: node.log("draining"))
-        node.process.kill()
-        out, _ = typed.communicate(timeout=60)
+        with nodes.begin("drain") as typed:
+            wait_until(lambda: node.log("draining"))
+            node.process.kill()
+            out, _ = typed.communicate(timeout=60)
         assert (
             out == f"recorder on {name(node)}: ended without saying how: killed, or the broker went first\n"
         )
@@ -411,18 +432,18 @@ def test_a_stopped_node_is_named_as_not_answering(nodes: Nodes) -> None:
     first, second = nodes.start("a"), nodes.start("b")
     second.process.send_signal(signal.SIGSTOP)
     silent = f"recorder on {name(second)} (127.0.0.1)"
-    shown = nodes.type("tree")
+    shown = nodes.type("tree", answer_seconds=2)
     assert shown.returncode == 1
     assert f"recorder on {name(first)}  run " in shown.stdout
     assert shown.stdout.splitlines()[-2].startswith(f"{silent}  run ")
     assert shown.stdout.splitlines()[-1] == "  connected, but doesn't answer"
-    paused = nodes.type("actor", "pause", "recorder")
+    paused = nodes.type("actor", "pause", "recorder", answer_seconds=2)
     assert paused.returncode == 75
     assert paused.stdout.splitlines() == [
         f"recorder on {name(first)}: {CELL} is paused",
         f"{silent}: connected, but doesn't answer",
     ]
-    resumed = nodes.type("actor", "resume", "recorder", "--json")
+    resumed = nodes.type("actor", "resume", "recorder", "--json", answer_seconds=2)
     assert resumed.returncode == 75
     answering, unheard = json.loads(resumed.stdout)["nodes"]
     assert answering.pop("run_id") != unheard.pop("run_id")

@@ -16,6 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from understudy.runtime.cli.entry import main
+from understudy.runtime.jetstream import services
+
+# So long a command waits for nodes that are connected and silent; a busy machine's may be so for a while.
+ANSWER_SECONDS = 20.0
 
 _warm = multiprocessing.get_context("forkserver")
 _warm.set_forkserver_preload(
@@ -28,6 +32,7 @@ def run_command(
     environment: Mapping[str, str] = os.environ,
     directory: Path | None = None,
     timeout_seconds: float = 60.0,
+    answer_seconds: float = ANSWER_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
     """Run `understudy` with nothing to read, and return how it ended.
 
@@ -36,11 +41,14 @@ def run_command(
         environment: all of it.
         directory: where it works.
         timeout_seconds: how long it may take.
+        answer_seconds: how long it waits for a node that doesn't answer.
     """
     with tempfile.TemporaryDirectory() as output:
         out, err = Path(output, "out"), Path(output, "err")
         process = _warm.Process(
-            target=_run, args=(arguments, dict(environment), directory or Path.cwd(), out, err), daemon=True
+            target=_run,
+            args=(arguments, dict(environment), directory or Path.cwd(), out, err, answer_seconds),
+            daemon=True,
         )
         process.start()
         process.join(timeout_seconds)
@@ -51,7 +59,12 @@ def run_command(
 
 
 def _run(
-    arguments: tuple[str, ...], environment: dict[str, str], directory: Path, out: Path, err: Path
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    directory: Path,
+    out: Path,
+    err: Path,
+    answer_seconds: float,
 ) -> None:
     for descriptor, path, flags in (
         (0, Path(os.devnull), os.O_RDONLY),
@@ -66,4 +79,5 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
+    services.ANSWER_SECONDS = answer_seconds
     sys.exit(main(arguments))

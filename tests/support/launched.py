@@ -102,7 +102,7 @@ class Launched:
                 raise AssertionError(f"still there after {GONE_SECONDS:g} s: {left}")
             time.sleep(0.01)
 
-    def wait(self, timeout_seconds: float = 30.0) -> int:
+    def wait(self, timeout_seconds: float = UP_SECONDS) -> int:
         """Return the exit status."""
         return self.process.wait(timeout=timeout_seconds)
 
@@ -119,7 +119,7 @@ class Launched:
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         """Ask over HTTP."""
-        return httpx.get(self.url + path, headers=headers, timeout=5)
+        return httpx.get(self.url + path, headers=headers, timeout=UP_SECONDS)
 
     def tree(self) -> dict[str, Any]:
         """Return the tree as the API tells it."""

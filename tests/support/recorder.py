@@ -1,9 +1,10 @@
 """The app that fault tests run: its actor writes down what it handles.
 
 RECORD_FILE takes one line a run; RECORD_SECONDS is how long a handler takes; from the number RECORD_STUCK on,
-handlers of the cell's first process don't end. RECORD_KEYED gives the actor a key; with RECORD_START=hang its
-start never ends. A number in RECORD_DEADLY makes its handler kill the process with a segmentation fault.
-RECORD_ATTEMPTS is how many a delivery has, and RECORD_ACK_WAIT for how many seconds the server waits for it.
+handlers of the cell's first process don't end, or not before there is the file that RECORD_GO names.
+RECORD_KEYED gives the actor a key; with RECORD_START=hang its start never ends. A number in RECORD_DEADLY
+makes its handler kill the process with a segmentation fault. RECORD_ATTEMPTS is how many a delivery has, and
+RECORD_ACK_WAIT for how many seconds the server waits for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import ctypes
 import math
 import os
+from pathlib import Path
 
 from understudy.actors.actor import Actor
 from understudy.actors.context import Context, StartContext
@@ -24,6 +26,7 @@ from understudy.runtime.stream import Stream
 
 SECONDS = float(os.environ.get("RECORD_SECONDS", "0"))
 STUCK = float(os.environ.get("RECORD_STUCK") or math.inf)
+GO = os.environ.get("RECORD_GO")
 ACK_WAIT_SECONDS = float(os.environ.get("RECORD_ACK_WAIT", "5"))
 ATTEMPTS = int(os.environ.get("RECORD_ATTEMPTS", "5"))
 DEADLY = {int(number) for number in os.environ.get("RECORD_DEADLY", "").split()}
@@ -57,13 +60,17 @@ class Recorder(
         if event.number in DEADLY:
             ctypes.string_at(0)
         if event.number >= self._stuck:
-            await asyncio.Event().wait()
+            await (asyncio.Event().wait() if GO is None else self._go(Path(GO)))
         if SECONDS:
             await asyncio.sleep(SECONDS)
         line = (
             f"{os.getpid()} {event.number} {ctx.delivery.attempt} {ctx.delivery.sequence} {event.customer}\n"
         )
         os.write(self._record, line.encode())
+
+    async def _go(self, file: Path) -> None:
+        while not file.exists():  # noqa: ASYNC110 # it is another process that makes it
+            await asyncio.sleep(0.02)
 
 
 options = {"key": "customer"} if os.environ.get("RECORD_KEYED") else {}

@@ -96,7 +96,7 @@ class Running:
     def get(self, path: str) -> tuple[int, Any]:
         """Ask the launcher by HTTP; return status and body."""
         try:
-            with urllib.request.urlopen(f"{self._http}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self._http}{path}", timeout=TIMEOUT_SECONDS) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
