@@ -159,7 +159,7 @@ def soak(
         server: a broker that runs.
         directory: for the run's files.
         sagas: how many.
-        kills: how many deaths of cells at most; none when all are over.
+        kills: how many deaths of cells.
         broker_kills: how many of the broker.
         seed: of what the service does, and of when cells die.
     """
@@ -183,7 +183,14 @@ def soak(
         spent = _Spent(run, server)
         progress = Progress(server.url, BUCKET, DURABLE, started)
         killed = Counter[str]()
-        told = 0
+        told = begun = 0
+
+        def begin() -> None:
+            """Start those up to the death after next: whoever is to die has to have something left to do."""
+            nonlocal begun
+            allowed = min(sagas, sagas * (len(due) - len(deaths) + 2) // (len(due) + 1))
+            publish(server.url, started[begun:allowed])
+            begun = allowed
 
         def are_over() -> bool:
             nonlocal told
@@ -191,14 +198,15 @@ def soak(
             if done * 10 // sagas > told:
                 told = done * 10 // sagas
                 print(f"{done:,} over after {time.monotonic() - began:.1f} s", file=sys.stderr)
-            if done < sagas and deaths and done >= due[-len(deaths)]:
+            if deaths and done >= due[-len(deaths)]:
                 name = deaths.pop(0)
                 spent.kill(name)
                 killed[name] += 1
+                begin()
             return done >= sagas
 
         began = time.monotonic()
-        publish(server.url, started)
+        begin()
         until(are_over, _TIMEOUT_SECONDS)
         seconds = time.monotonic() - began
         found = records(server.url, BUCKET)
