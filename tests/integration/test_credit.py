@@ -194,6 +194,8 @@ async def follow(course: Course, url: str, directory: Path, stream: str) -> Acco
     return way.account
 
 
+# Eleven of them.
+@pytest.mark.timeout(600)
 @given(course=courses)
 @example(course=Course("shared", 1, 1, 20, [90], [0.0], ["retry", "breaker"], [0.5]))
 @example(course=Course("keyed", 64, 1000, 300, [5, 90, 3000], [0.001], ["breaker", "retry"], [0.3, 0.6]))
@@ -257,6 +259,7 @@ async def test_with_a_blocked_handler_the_server_never_has_more_out_than_the_mai
     assert taken.handled == Counter(range(100))
 
 
+@pytest.mark.timeout(240)
 async def test_naks_with_a_long_delay_stop_nothing(nats_server: NatsServer, tmp_path: Path) -> None:
     """They count against the consumer's max_ack_pending until they come again; the rest still flows."""
 
@@ -269,7 +272,7 @@ async def test_naks_with_a_long_delay_stop_nothing(nats_server: NatsServer, tmp_
     async with bench(nats_server.url, tmp_path) as made:
         cell = await made.cell(app)
         await place(made, taken.subject, range(5000))
-        await until(lambda: len(taken.handled) == 3000, 30)
+        await until(lambda: len(taken.handled) == 3000, 100)
         assert set(taken.handled) == set(range(2000, 5000))
         await until(lambda: cell.status.held == 0)
 
@@ -294,7 +297,8 @@ async def test_acks_wait_for_no_others_when_nothing_else_can_come(
     async with bench(nats_server.url, tmp_path, fast_lane=fast_lane) as made:
         cell = await made.cell(app)
         await place(made, taken.subject, range(20))
-        await until(lambda: len(taken.handled) == 20, 10)
+        # Each for as long as that: more than a minute and a half.
+        await until(lambda: len(taken.handled) == 20)
         await cell.stop()
         assert await ack_pending(made, "CREDIT") == 0
 
