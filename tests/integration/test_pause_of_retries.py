@@ -103,7 +103,7 @@ async def failed(orders: Bench, cell: CellRun, *numbers: int) -> None:
     for number in numbers:
         await orders.publisher.publish(Placed(number=number, customer="a"))
     assert cell.task is not None
-    await asyncio.wait({cell.task}, timeout=15)
+    await asyncio.wait({cell.task}, timeout=60)
     assert isinstance(cell.task.exception(), ActorFailed)
     await cell.vanish()
 
@@ -177,7 +177,7 @@ async def test_all_attempts_are_used_up_over_restarts(orders: Bench, time: Time)
         await cell.vanish()
         time.now += DELAY_SECONDS
         await cell.start(reason="killed by SIGKILL")
-        await asyncio.wait({cell.task}, timeout=15)
+        await asyncio.wait({cell.task}, timeout=60)
         assert isinstance(cell.task.exception(), ActorFailed)
         await cell.vanish()
     assert handled.runs.count(1) == 5

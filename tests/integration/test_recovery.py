@@ -445,6 +445,6 @@ async def test_a_consumer_that_is_deleted_in_the_middle_of_a_recovery_fails_the_
     paused.go_on.set()
     task = owners.nodes["b"].task
     assert task is not None
-    await asyncio.wait({task}, timeout=15)
+    await asyncio.wait({task}, timeout=60)
     assert str(task.exception()).startswith(f"consumer {DURABLE} is gone from the server")
     assert owners.by("b") == []

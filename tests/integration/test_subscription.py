@@ -87,7 +87,7 @@ async def place(orders: Bench, numbers: range, customers: int = 1) -> None:
 async def failure(cell: CellRun) -> BaseException | None:
     """Wait until a cell has failed and return why."""
     assert cell.task is not None
-    await asyncio.wait({cell.task}, timeout=30)
+    await asyncio.wait({cell.task}, timeout=60)
     return cell.task.exception()
 
 
@@ -385,7 +385,7 @@ async def test_a_drain_without_a_broker_leaves_its_file_to_the_next_start(
         # Until the drain's patience with what waits has ended, so that it stays.
         await asyncio.sleep(1.2)
         handled.release.set()
-    await asyncio.wait_for(cell.task, 30)
+    await asyncio.wait_for(cell.task, 60)
     assert len(handled.numbers) == (8 if finished else 2)
     assert cell.path.exists()
     nats_server.start()

@@ -41,12 +41,12 @@ class Prometheus:
             f"--storage.tsdb.path={directory / 'data'}",
             f"--web.listen-address={address}",
         ]
-        self._client = httpx.Client(base_url=f"http://{address}", timeout=10)
+        self._client = httpx.Client(base_url=f"http://{address}", timeout=60)
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        wait_until(self._is_up, 30, "prometheus")
+        wait_until(self._is_up, 120, "prometheus")
         return self
 
     def __exit__(

@@ -193,11 +193,11 @@ def program() -> str:
 def watched(program: str, nats_server: NatsServer, tmp_path: Path) -> Iterator[Launched]:
     """A node of support.watched, in which all of it has gone wrong that can without an end of the node."""
     with Launched(tmp_path / "node", "support.watched:app", servers=nats_server.url) as run:
-        wait_until(lambda: len(run.log("cell up")) == 3, 40, "three cells up")
+        wait_until(lambda: len(run.log("cell up")) == 3, 120, "three cells up")
         yield run
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_prometheus_evaluates_everything(
     program: str, watched: Launched, nats_server: NatsServer, tmp_path: Path
 ) -> None:
@@ -209,7 +209,7 @@ def test_prometheus_evaluates_everything(
     write_yaml(tmp_path / CONFIG.name, config)
     shutil.copy(RULES, tmp_path)
     with Prometheus(program, tmp_path / CONFIG.name, tmp_path) as prometheus:
-        wait_until(lambda: prometheus.query("understudy_build_info"), 30, "scraped")
+        wait_until(lambda: prometheus.query("understudy_build_info"), 120, "scraped")
         deeds = ("reject", "retry", "die", *[""] * 40)
         publish(
             nats_server.url,
@@ -234,7 +234,7 @@ def test_prometheus_evaluates_everything(
         promtool("check", "metrics", text=watched.get("/metrics").text)
         nats_server.kill()
         wait_until_shown(prometheus, later)
-        wait_until(lambda: "UnderstudyDisconnected" in alerting(prometheus), 30, "an alert")
+        wait_until(lambda: "UnderstudyDisconnected" in alerting(prometheus), 120, "an alert")
         (group,) = prometheus.get("rules")["groups"]
         assert [rule["name"] for rule in group["rules"]] == [rule["alert"] for rule in rules()]
         assert {(rule["health"], rule.get("lastError", "")) for rule in group["rules"]} == {("ok", "")}
@@ -255,7 +255,7 @@ def wait_until_shown(prometheus: Prometheus, queries: dict[str, str]) -> None:
         return not left
 
     try:
-        wait_until(all_shown, 60)
+        wait_until(all_shown, 120)
     except AssertionError as error:
         raise AssertionError(f"shows nothing: {left}") from error
 
