@@ -356,7 +356,7 @@ def test_a_dead_collector_holds_nothing_up(nats_server: NatsServer, tmp_path: Pa
         for number in range(5):
             publish(nats_server.url, number)
         until(lambda: len(seen(tmp_path)) == 10)
-        assert run.terminate(15) == 0
+        assert run.terminate(30) == 0
     assert run.events("drained")
 
 
