@@ -18,7 +18,7 @@ from understudy.examples.flights.departures import read_departures
 from understudy.examples.flights.rebooking import Rebooking
 from understudy.examples.flights.settlement import very_late
 from understudy.examples.flights.tally import expected
-from understudy.runtime.cli.demo_scenario import ACTORS, TROUBLE
+from understudy.runtime.cli.demo_scenario import ACTORS, OUTAGE_SECONDS, TROUBLE
 
 FLIGHTS = 1_500
 DEMO = ("-m", "understudy.runtime", "demo", "--flights", str(FLIGHTS))
@@ -77,8 +77,10 @@ def test_two_at_once_get_every_count_right_and_leave_nothing(tmp_path: Path) -> 
     for report in [assert_all_right(finish(process)) for process in both]:
         assert sorted(kill["cell"].rpartition("/")[0] for kill in report["kills"]) == sorted(ACTORS)
         assert report["restarts"] == len(ACTORS)
-        assert report["counters"]["breaker_openings"] >= 1
-        assert report["most_waiting"] >= 1
+        # A machine that publishes slowly has few late flights while the service is down, or none.
+        if report["publish_seconds"] < OUTAGE_SECONDS:
+            assert report["counters"]["breaker_openings"] >= 1
+            assert report["most_waiting"] >= 1
     assert list(tmp_path.iterdir()) == []
     assert processes_of(tmp_path) == []
 
