@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from support.clock import Clock
+from support.load import publish_confirmed
 from support.nats import NatsServer
 from support.records import Record, count_records, read_records
-from support.relay import ACTORS, CONCURRENCY, Entered, Told
+from support.relay import ACK_WAIT_SECONDS, ACTORS, CAPACITY, CONCURRENCY, Entered, Told
 from support.running import Running, running, until
 from support.soak import CELLS, soak
 from understudy.config.connection import ConnectionSpec
@@ -38,12 +39,13 @@ def test_nothing_is_lost_when_cells_and_the_broker_are_killed_under_load(
 
 
 def publish(url: str, event: type[Entered | Told], numbers: range) -> None:
-    """Publish numbered events."""
+    """Publish numbered events, however long the broker takes to confirm them."""
 
     async def publish_all() -> None:
         async with Publisher.connect(url) as publisher:
+            events = (event(number=number, key=number % 50) for number in numbers)
             await asyncio.gather(
-                *(publisher.publish(event(number=number, key=number % 50)) for number in numbers)
+                *(publish_confirmed(publisher, event, f"n{event.number}") for event in events)
             )
 
     asyncio.run(publish_all())
@@ -141,8 +143,9 @@ def test_a_clock_that_jumps_is_nobody_s_death(nats_server: NatsServer, tmp_path:
             "support.relay:app",
             wait=True,
             RELAY_DIRECTORY=str(records),
-            RELAY_SLOW="0",
-            RELAY_SECONDS="6",
+            RELAY_SLOW="500",
+            RELAY_SECONDS=str(ACK_WAIT_SECONDS + 2),
+            RELAY_STUCK="1000",
             **clock.environment,
         ) as run,
         clock.loaded_into(run.pid),
@@ -155,7 +158,8 @@ def test_a_clock_that_jumps_is_nobody_s_death(nats_server: NatsServer, tmp_path:
         until(lambda: archived() == 500)
         clock.jump_to(HOUR)
         publish(nats_server.url, Entered, range(500, 4000))
-        until(lambda: count_records(records, "intake") >= 1000)
+        # Nothing is on its way when the mailbox is full.
+        until(lambda: run.cell("intake/0")["status"]["held"] == CAPACITY)
         run.kill_cell("intake/0")
         until(lambda: archived() >= 1500)
         clock.jump_to(-HOUR)
@@ -171,10 +175,12 @@ def test_a_clock_that_jumps_is_nobody_s_death(nats_server: NatsServer, tmp_path:
             **dict.fromkeys(CELLS, 0),
             "intake/0": 1,
         }
-        assert cells["intake/0"]["status"]["counters"]["taken_over"] >= 100
+        assert cells["intake/0"]["status"]["counters"]["taken_over"] == CAPACITY
         del cells["intake/0"]
         assert [cell["status"]["counters"]["redelivered"] for cell in cells.values()] == [0, 0, 0]
-        assert run.events("was held up; deadlines are reset") == []
+        # It may have been, for a moment, by a busy machine.
+        held_up = [entry["seconds"] for entry in run.events("was held up; deadlines are reset")]
+        assert max(held_up, default=0) < HOUR / 2
         assert run.terminate() == 0
     for actor in ACTORS:
         handled = runs_of(records, actor)

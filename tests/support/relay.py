@@ -2,13 +2,15 @@
 
 `app` is a chain: every event passes through two sole owners and then through an actor of two replicas.
 `archive` is the last of them alone. They record in RELAY_DIRECTORY. Numbers in RELAY_DEADLY end their process
-with a segmentation fault, after their record; those in RELAY_SLOW take the last actor RELAY_SECONDS.
+with a segmentation fault, after their record; those in RELAY_SLOW take the last actor RELAY_SECONDS. From the
+number RELAY_STUCK on, handlers of the first actor's first process don't end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import math
 import os
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from understudy.runtime.stream import Stream
 
 CONCURRENCY = 32
 CAPACITY = 512
-ACK_WAIT_SECONDS = 4.0
+# Who takes over from the dead has so long to come up, and what was in a dead cell's socket waits for it.
+ACK_WAIT_SECONDS = 8.0
 ACTORS = ("intake", "tally", "archive")
 
 
@@ -35,6 +38,7 @@ def _numbers(variable: str) -> frozenset[int]:
 DEADLY = _numbers("RELAY_DEADLY")
 SLOW = _numbers("RELAY_SLOW")
 SLOW_SECONDS = float(os.environ.get("RELAY_SECONDS", "0"))
+STUCK = float(os.environ.get("RELAY_STUCK", "inf"))
 REPLICAS = int(os.environ.get("RELAY_REPLICAS", "2"))
 
 
@@ -60,7 +64,7 @@ class Told(Event, subject="relay.told"):
 
 
 class _Recording(
-    Actor, mailbox=Mailbox(capacity=CAPACITY), ack_wait_seconds=ACK_WAIT_SECONDS, hang_timeout_seconds=2.5
+    Actor, mailbox=Mailbox(capacity=CAPACITY), ack_wait_seconds=ACK_WAIT_SECONDS, hang_timeout_seconds=5
 ):
     async def on_start(self, ctx: StartContext) -> None:
         self._records = RecordFile(Path(os.environ["RELAY_DIRECTORY"]), ctx.actor)
@@ -75,9 +79,15 @@ class _Recording(
 class Intake(_Recording, key="key", concurrency=CONCURRENCY):
     """The first sole owner."""
 
+    async def on_start(self, ctx: StartContext) -> None:
+        await super().on_start(ctx)
+        self._stuck = STUCK if ctx.generation == 1 else math.inf
+
     @handles
     async def entered(self, event: Entered, ctx: Context) -> Taken:
         self.note(event.number, ctx)
+        if event.number >= self._stuck:
+            await asyncio.Event().wait()
         return Taken(number=event.number, key=event.key)
 
 

@@ -139,8 +139,12 @@ class _Soak:
         return count_records(self.directory, ACTORS[-1])
 
     def disturb(self, kill_every_seconds: float) -> None:
-        """Kill cells now and then, stop the broker after a third and kill it after two, until all is done."""
+        """Kill cells now and then, stop the broker after a third and kill it after two, until all is done.
+
+        Each kill waits until more is done than at the one before: else a machine may be too busy to get on.
+        """
         next_kill = time.monotonic() + kill_every_seconds
+        done_at_kill = 0
         while True:
             done = self.handled()
             self._say(done)
@@ -150,8 +154,9 @@ class _Soak:
                 self._restart_broker()
             elif done >= self.messages and self._is_settled():
                 return
-            elif done < self.messages and time.monotonic() >= next_kill:
+            elif done_at_kill < done < self.messages and time.monotonic() >= next_kill:
                 self._kill(self._random.choice(CELLS))
+                done_at_kill = done
                 next_kill = time.monotonic() + kill_every_seconds * self._random.uniform(0.5, 1.5)
             time.sleep(0.02)
 
@@ -164,7 +169,7 @@ class _Soak:
             self._kill(self._random.choice(CELLS))
         gone = time.monotonic_ns()
         self.server.start()
-        until(lambda: self.run.get("/readyz")[0] == 200, 40)
+        until(lambda: self.run.get("/readyz")[0] == 200)
         self.outages.append(Outage(began, gone, time.monotonic_ns()))
 
     def _kill(self, cell: str) -> None:
@@ -228,7 +233,7 @@ def soak(
             for entry in run.events("cell exited")
             if entry["reason"] == KILLED or not is_outage(work.outages, entry["time"])
         )
-        exit_status = run.terminate(40)
+        exit_status = run.terminate()
     return Account(
         messages=messages,
         seconds=round(seconds, 1),
