@@ -34,8 +34,10 @@ MOMENTS = ("handler", "output", "mark", "ack")
 DIRECTORY = Path(os.environ.get("NOTICES_MOMENTS", "/nonexistent"))
 RECORD = Path(os.environ.get("RECORD_FILE", "/nonexistent"))
 URL = os.environ.get("NOTICES_URL", "")
-# Far below what a run takes, so that most repeats are beyond it.
-DUPLICATE_WINDOW_SECONDS = 0.5
+# A busy machine doesn't take longer from an event to its repeat; who repeats late waits until it is over.
+DUPLICATE_WINDOW_SECONDS = 5.0
+# As long may a replacement take to come up, before another cell is given what the dead one held.
+ACK_WAIT_SECONDS = 8.0
 
 
 class Delayed(Event, subject="notices.delayed"):
@@ -91,8 +93,8 @@ class Notifier(
     idempotency=Idempotency(window_seconds=3600),
     # One delivery may be what several kills hit.
     retry=RetryPolicy(max_crashes=100),
-    ack_wait_seconds=4,
-    hang_timeout_seconds=2.5,
+    ack_wait_seconds=ACK_WAIT_SECONDS,
+    hang_timeout_seconds=5,
 ):
     """Tells the service, under the event's key."""
 
