@@ -122,7 +122,8 @@ class Nodes:
         """Publish numbered events, in order for each customer."""
 
         async def publish() -> None:
-            async with Publisher.connect(self.url) as publisher:
+            # Where thousands wait, a busy machine may take longer than an event is tried for.
+            async with Publisher.connect(self.url, timeout_seconds=TIMEOUT_SECONDS) as publisher:
                 await asyncio.gather(
                     *(publisher.publish(Noted(number=n, customer=f"c{n % customers}")) for n in numbers)
                 )
@@ -237,8 +238,8 @@ def test_a_standby_takes_over_from_a_node_that_is_gone(nodes: Nodes) -> None:
         assert owner.process is not None
         owner.process.kill()
         owner.process.wait()
-        nodes.go.touch()
         assert nodes.info()["num_ack_pending"] >= 300
+        nodes.go.touch()
         until(lambda: nodes.all_handled(400))
         assert len(nodes.by(pid(standby))) >= 300
         assert nodes.in_order()
@@ -250,18 +251,17 @@ def test_a_standby_takes_over_from_a_node_that_is_gone(nodes: Nodes) -> None:
 def test_one_of_two_replicas_is_active_and_either_may_die(nodes: Nodes) -> None:
     """The one that was active is so again, and a drain of both leaves nothing."""
     count = 30_000
-    with nodes.node("a", {**LONG, "replicas": 2}) as a:
+    with nodes.node("a", {**LONG, "replicas": 2}) as a, ThreadPoolExecutor(1) as executor:
         nodes.note(range(10))
         until(lambda: {state(a, FIRST), state(a, SECOND)} == {"up", "standby"})
-        publishing = threading.Thread(target=nodes.note, args=(range(10, count), 50))
-        publishing.start()
+        publishing = executor.submit(nodes.note, range(10, count), 50)
         active = FIRST if state(a, FIRST) == "up" else SECOND
         for killed in (active, SECOND if active == FIRST else FIRST, active):
             a.kill_cell(killed)
             until(lambda: {state(a, FIRST), state(a, SECOND)} == {"up", "standby"})
             assert state(a, active) == "up"
-        publishing.join()
-        until(lambda: nodes.all_handled(count), 40)
+        publishing.result()
+        until(lambda: nodes.all_handled(count))
         assert nodes.in_order()
         assert a.terminate() == 0
     assert nodes.info()["num_ack_pending"] == 0

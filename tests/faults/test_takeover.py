@@ -14,7 +14,7 @@ import pytest
 
 from support.nats import NatsServer
 from support.recorder import Noted
-from support.running import Running, running, until
+from support.running import TIMEOUT_SECONDS, Running, running, until
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import api, connection
 from understudy.runtime.jetstream.publisher import Publisher
@@ -27,7 +27,8 @@ def note(url: str, numbers: range, customers: int = 8) -> None:
     """Publish numbered events, in order for each customer."""
 
     async def publish() -> None:
-        async with Publisher.connect(url) as publisher:
+        # Where thousands wait, a busy machine may take longer than an event is tried for.
+        async with Publisher.connect(url, timeout_seconds=TIMEOUT_SECONDS) as publisher:
             await asyncio.gather(
                 *(publisher.publish(Noted(number=n, customer=f"c{n % customers}")) for n in numbers)
             )
