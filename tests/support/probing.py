@@ -84,7 +84,7 @@ def ask(url: str, path: str) -> Answer:
     """Ask as a kubelet does: with a connection of its own for each probe."""
     began = time.perf_counter()
     host = urlsplit(url).netloc
-    connection = http.client.HTTPConnection(host, timeout=10)
+    connection = http.client.HTTPConnection(host, timeout=NAMED_SECONDS)
     connection.request("GET", path)
     response = connection.getresponse()
     body = json.loads(response.read())
@@ -232,7 +232,7 @@ def probe(server: NatsServer, directory: Path, *, count: int, progress: bool = F
         # It can't drain, so that the drain goes on.
         os.kill(run.child("bystander/0")["pid"], signal.SIGSTOP)
         run.process.terminate()
-        wait_until(lambda: "launcher" in ask(run.url, "/readyz").body["failing"], 5, "draining")
+        wait_until(lambda: "launcher" in ask(run.url, "/readyz").body["failing"], what="draining")
         phase("during a drain", lambda: None, must_fail=frozenset({"launcher"}))
     return phases
 

@@ -191,7 +191,7 @@ class _Deploy:
 
     def _stop(self, name: str) -> None:
         began = time.monotonic()
-        status = self._runs[name].terminate(40)
+        status = self._runs[name].terminate()
         self.exits[status] += 1
         self.drains.append(time.monotonic() - began)
         self._say(f"{name}: ended with {status} after {self.drains[-1]:.1f} s")
@@ -293,7 +293,7 @@ def roll(
                 deploy.roll(version)
             # So that the last version, too, handles what only it does with all its nodes up.
             stop_at = load.published + rate
-            until(lambda: load.published >= stop_at, 30)
+            until(lambda: load.published >= stop_at)
             published = load.finish()
         seconds = time.monotonic() - began
         deadline = time.monotonic() + SETTLE_SECONDS

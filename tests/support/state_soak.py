@@ -397,7 +397,7 @@ def soak(
         work.disturb(kills)
         work.look()
         seconds = time.monotonic() - began
-        status = run.terminate(40)
+        status = run.terminate()
     states, outputs = asyncio.run(_read(server.url))
     differences = differences_of(entries, actors, states, outputs)
     if letters := count_messages(server.url, f"{APP.upper()}_DEAD_LETTERS"):
