@@ -53,14 +53,28 @@ def test_a_stop_ends_children_in_reverse_order_and_leaves_nobody(tmp_path: Path)
 
 def test_a_cell_that_does_not_stop_is_killed_and_named(tmp_path: Path) -> None:
     """Its sibling doesn't wait for it beyond its share of the time, and stops as it should."""
-    inner = supervisor("inner", cell("stubborn"))
-    with Tree(tmp_path, supervisor("root", cell("steady"), inner), stop_seconds=3) as tree:
+    with Tree(tmp_path, supervisor("root", cell("steady"), cell("stubborn")), stop_seconds=3) as tree:
         tree.wait_until_up()
         tree.stop()
         status = tree.state()
         assert status is not None
         assert (status.state, status.not_drained) == ("stopped", ("stubborn/0",))
         assert [entry["cell"] for entry in tree.log("cell stopped")] == ["steady/0", "stubborn/0"]
+
+
+def test_a_cell_below_another_supervisor_that_does_not_drain_is_named(tmp_path: Path) -> None:
+    """Its supervisor passes it on."""
+    inner = supervisor("inner", cell("stubborn"))
+    with Tree(tmp_path, supervisor("root", cell("steady"), inner)) as tree:
+        tree.wait_until_up()
+        stubborn = tree.child("stubborn/0").pid
+        tree.launcher.terminate()
+        wait_until(lambda: "stop stubborn/0" in tree.history())
+        kill(stubborn)
+        tree.wait()
+        status = tree.state()
+        assert status is not None
+        assert (status.state, status.not_drained) == ("stopped", ("stubborn/0",))
 
 
 # Who stands still is waited for until the end, and until then the other must not have stopped.

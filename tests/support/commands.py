@@ -18,9 +18,6 @@ from pathlib import Path
 from understudy.runtime.cli.entry import main
 from understudy.runtime.jetstream import services
 
-# So long a command waits for nodes that are connected and silent; a busy machine's may be so for a while.
-ANSWER_SECONDS = 20.0
-
 _warm = multiprocessing.get_context("forkserver")
 _warm.set_forkserver_preload(
     ["understudy.runtime.cli.entry", "understudy.config.load", "understudy.runtime.telemetry.logs"]
@@ -32,7 +29,7 @@ def run_command(
     environment: Mapping[str, str] = os.environ,
     directory: Path | None = None,
     timeout_seconds: float = 60.0,
-    answer_seconds: float = ANSWER_SECONDS,
+    answer_seconds: float = services.ANSWER_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
     """Run `understudy` with nothing to read, and return how it ended.
 
