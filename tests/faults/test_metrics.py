@@ -84,12 +84,15 @@ def test_no_count_is_lost_when_every_cell_is_killed_again_and_again(
             assert len(set(runs)) == published
             # A run that died before its end is recorded and isn't one that has handled.
             assert published <= handled <= len(runs), actor
-            assert now.total("understudy_handling_seconds_count", actor=actor) == handled
             restarts = now.total("understudy_restarts_total", actor=actor, reason="signal")
             assert restarts == rounds * cells_of[actor]
+            # Its time is counted first, and a death may come in between.
+            timed = now.total("understudy_handling_seconds_count", actor=actor)
+            assert handled <= timed <= handled + restarts
             received = now.total("understudy_received_total", actor=actor)
             settled = now.total("understudy_deliveries_total", actor=actor)
-            assert published <= settled <= received
+            # Or before what is counted leaves the ledger: then it is taken over, and counted again.
+            assert published <= settled <= received + restarts
     assert scraping.went_back == []
     assert scraping.scrapes > 10
 
