@@ -15,7 +15,7 @@ from support.clock import Clock
 from support.load import publish_confirmed
 from support.nats import NatsServer
 from support.records import Record, count_records, read_records
-from support.relay import ACK_WAIT_SECONDS, ACTORS, CAPACITY, CONCURRENCY, Entered, Told
+from support.relay import ACK_WAIT_SECONDS, ACTORS, CONCURRENCY, Entered, Told
 from support.running import Running, running, until
 from support.soak import CELLS, soak
 from understudy.config.connection import ConnectionSpec
@@ -158,8 +158,8 @@ def test_a_clock_that_jumps_is_nobody_s_death(nats_server: NatsServer, tmp_path:
         until(lambda: archived() == 500)
         clock.jump_to(HOUR)
         publish(nats_server.url, Entered, range(500, 4000))
-        # Nothing is on its way when the mailbox is full.
-        until(lambda: run.cell("intake/0")["status"]["held"] == CAPACITY)
+        # They are still in its hands when it dies, however late that is.
+        until(lambda: run.cell("intake/0")["status"]["held"] >= 100)
         run.kill_cell("intake/0")
         until(lambda: archived() >= 1500)
         clock.jump_to(-HOUR)
@@ -175,7 +175,7 @@ def test_a_clock_that_jumps_is_nobody_s_death(nats_server: NatsServer, tmp_path:
             **dict.fromkeys(CELLS, 0),
             "intake/0": 1,
         }
-        assert cells["intake/0"]["status"]["counters"]["taken_over"] == CAPACITY
+        assert cells["intake/0"]["status"]["counters"]["taken_over"] >= 100
         del cells["intake/0"]
         assert [cell["status"]["counters"]["redelivered"] for cell in cells.values()] == [0, 0, 0]
         # It may have been, for a moment, by a busy machine.
