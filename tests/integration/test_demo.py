@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import psutil
 import pytest
 
 from support.processes import GONE_SECONDS, processes_of
+from support.tree import wait_until
 from understudy.examples.flights.departures import read_departures
 from understudy.examples.flights.rebooking import Rebooking
 from understudy.examples.flights.settlement import very_late
@@ -82,7 +82,7 @@ def test_two_at_once_get_every_count_right_and_leave_nothing(tmp_path: Path) -> 
             assert report["counters"]["breaker_openings"] >= 1
             assert report["most_waiting"] >= 1
     assert list(tmp_path.iterdir()) == []
-    assert processes_of(tmp_path) == []
+    wait_until(lambda: not processes_of(tmp_path), GONE_SECONDS)
 
 
 def test_each_wrong_count_is_named_and_is_exit_code_1(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
     assert code == 130, err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
-    assert processes_of(tmp_path) == []
+    wait_until(lambda: not processes_of(tmp_path), GONE_SECONDS)
 
 
 def test_killed_it_leaves_no_process(tmp_path: Path) -> None:
@@ -142,10 +142,7 @@ def test_killed_it_leaves_no_process(tmp_path: Path) -> None:
     process.kill()
     finish(process)
     try:
-        deadline = time.monotonic() + GONE_SECONDS
-        while left := processes_of(tmp_path):
-            assert time.monotonic() < deadline, left
-            time.sleep(0.02)
+        wait_until(lambda: not processes_of(tmp_path), GONE_SECONDS)
     finally:
         (directory,) = tmp_path.iterdir()
         for cell_files in Path("/dev/shm").glob(f"{directory.name}-*"):
@@ -168,7 +165,7 @@ def test_if_the_runtime_ends_by_itself_it_says_so_and_why(tmp_path: Path) -> Non
     assert '"event":"control plane died"' in err
     assert "Traceback" not in err
     assert "never retrieved" not in err
-    assert processes_of(tmp_path) == []
+    wait_until(lambda: not processes_of(tmp_path), GONE_SECONDS)
 
 
 def test_without_a_nats_server_it_says_how_to_get_one(tmp_path: Path) -> None:

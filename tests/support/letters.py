@@ -49,7 +49,7 @@ class Letters:
         self.url = url
         self.fast_lane = fast_lane
         self.created = ""
-        self._window = PublishWindow(client, timeout_seconds=5)
+        self._window = PublishWindow(client, timeout_seconds=60)
 
     async def open(self) -> None:
         """Make the streams of orders and of dead letters, and the consumers of billing and shipping."""
