@@ -139,6 +139,13 @@ class LoopbackTransport(TCPTransport.TCPTransport):  # type: ignore[misc]
         number, address, *rest = super().prepEndpoint(assigned, capabilities).args
         return Endpoint(number, address or _loopback(), *rest)
 
+    def abort_run(self, drain: bool = False) -> None:
+        """End the process' loop; with `drain` not before the others have what was sent to them."""
+        with self._wakeup_lock:
+            # The next to fall due would end that wait, and with it the process: its last word would be lost.
+            self._pendingWakeups.clear()
+        super().abort_run(drain)
+
 
 def _launcher_endpoint(admin: ActorAddress) -> Any:
     return TCPTransport.TCPEndpoint(None, _loopback(), None, admin, False, False)

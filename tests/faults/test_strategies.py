@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -12,9 +13,16 @@ from support.tree import Tree, cell, kill, supervisor, wait_until
 from understudy.actors.supervision import Strategy
 from understudy.runtime.cell.status import boottime
 from understudy.runtime.specs import CellSpec
-from understudy.runtime.supervision.processes import is_alive
+from understudy.runtime.supervision.processes import is_alive, read_process
 
 BOTH: tuple[Strategy, ...] = ("one_for_all", "rest_for_one")
+# Many times what a stand-in takes to end if it doesn't wait.
+UNHEARD_SECONDS = 1.0
+
+
+def is_zombie(pid: int | None) -> bool:
+    process = None if pid is None else read_process(pid)
+    return process is not None and process.is_zombie
 
 
 def steady(count: int) -> list[CellSpec]:
@@ -254,6 +262,25 @@ def test_a_transient_child_that_stops_itself_is_left_stopped(tmp_path: Path, str
         assert status is not None
         assert (status.state, status.not_drained) == ("stopped", ())
         assert len(tree.starts()) == 2
+
+
+def test_children_that_stop_themselves_wait_until_their_supervisor_has_heard_it(tmp_path: Path) -> None:
+    """Their supervisor stands still: who has ended unheard has died, and would be started again."""
+    children = [cell("brief", index, restart="transient") for index in range(4)]
+    with Tree(tmp_path, supervisor("root", *children, max_restarts=0)) as tree:
+        tree.wait_until_up()
+        pids = [tree.child(child.name).pid for child in children]
+        os.kill(tree.root, signal.SIGSTOP)
+        try:
+            (tmp_path / "finish").touch()
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: all(map(is_zombie, pids)), UNHEARD_SECONDS)
+        finally:
+            os.kill(tree.root, signal.SIGCONT)
+        for child in children:
+            ended = tree.wait_for_child(child.name, state="stopped")
+            assert (ended.last_reason, ended.generation) == ("stopped by itself", 1)
+        tree.stop()
 
 
 def test_a_transient_child_that_dies_is_restarted(tmp_path: Path) -> None:
