@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 from understudy.runtime.cli.garbage import collect_rarely
@@ -14,6 +15,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; `sys.argv` if None.
     """
     collect_rarely()
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if raises:
+        # Nobody is there yet who says "interrupted": it would be a traceback, and status 1.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from understudy.runtime.cli import entry
 
+    if raises:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return entry.main(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -251,6 +252,24 @@ def test_an_interrupt_is_status_130(
     monkeypatch.setattr("understudy.runtime.cli.publish.settings_from", interrupt)
     assert main(["publish", "a", "--json", "{}"]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupt_while_the_commands_are_loaded_shows_no_traceback() -> None:
+    """The signal ends it, which a shell tells as 130 too; Python's own status, 1, means a difference here."""
+    code = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "understudy.runtime.cli.publish":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from understudy.runtime.cli.program import main
+main(["--help"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_python_minus_m_is_the_same_command() -> None:
