@@ -239,7 +239,8 @@ def _read_handler(cls: type, name: str, method: Any) -> HandlerSpec:
     filter_, decode = _read_type(where, type_, mark.subject)
     if mark.reply is None:
         _check_returned(where, cls, inner)
-    else:  # an answer goes to who has asked, and so needs no subject
+    elif inner is method:
+        # A decorator may make the answer of what the function inside says that it returns.
         _check_answer(where, cls, inner, mark.reply)
     return HandlerSpec(
         method=name,

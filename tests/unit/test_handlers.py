@@ -460,6 +460,26 @@ def test_a_handler_may_answer_by_what_may_be_what_it_declares() -> None:
     assert len(Fine.__understudy__.handlers) == 8
 
 
+def test_a_decorator_may_make_the_answer() -> None:
+    """What the function inside returns says nothing of it then, and functools.wraps shows nothing else."""
+
+    def told(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        async def call(*args: Any) -> Told:
+            await method(*args)
+            return Told()
+
+        return call
+
+    class Fine(Actor):
+        @handles(reply=Told)
+        @told
+        async def placed(self, event: Placed) -> str:
+            raise NotImplementedError
+
+    assert only(Fine).reply is Told
+
+
 def test_answers_that_cant_be_checked_are_refused() -> None:
     """A TypedDict's are dicts like others, so that each would fail when it is given."""
 
