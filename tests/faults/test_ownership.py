@@ -25,13 +25,14 @@ from support.tree import kill
 from understudy.config.connection import ConnectionSpec
 from understudy.runtime.jetstream import api, connection, pinning
 from understudy.runtime.jetstream.publisher import Publisher
+from understudy.runtime.supervision.processes import is_alive, read_process
 
 STREAM, DURABLE = "NOTES", "owners-recorder"
 FIRST, SECOND = "recorder/0", "recorder/1"
 TARGET = "support.owner_app:app"
-# The server takes the pin of who is silent after 4 minutes, longer than any test waits, and after 4 s.
+# The server takes the pin of who is silent after 4 minutes, longer than any test waits, and after 8 s.
 LONG = {"key": "customer", "ack_wait_seconds": 120, "hang_timeout_seconds": 5}
-SHORT = {"key": "customer", "ack_wait_seconds": 2, "hang_timeout_seconds": 1}
+SHORT = {"key": "customer", "ack_wait_seconds": 4, "hang_timeout_seconds": 2}
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -233,15 +234,19 @@ def test_a_standby_takes_over_from_a_node_that_is_gone(nodes: Nodes) -> None:
         nodes.note(range(16), 16)
         until(lambda: {state(a), state(b)} == {"up", "standby"})
         owner, standby = (a, b) if state(a) == "up" else (b, a)
-        nodes.note(range(16, 400), 16)
-        until(lambda: nodes.all_handled(100) and owner.cell(FIRST)["status"]["held"] == 300)
+        nodes.note(range(16, 300), 16)
+        # Not all of them: of slow handlers' events few are fetched ahead.
+        until(lambda: nodes.all_handled(100) and owner.cell(FIRST)["status"]["held"] >= 50)
+        cell = read_process(pid(owner))
+        assert cell is not None
         assert owner.process is not None
         owner.process.kill()
         owner.process.wait()
-        assert nodes.info()["num_ack_pending"] >= 300
+        until(lambda: not is_alive(cell.pid, cell.start_ticks))
+        assert nodes.info()["num_ack_pending"] >= 50
         nodes.go.touch()
-        until(lambda: nodes.all_handled(400))
-        assert len(nodes.by(pid(standby))) >= 300
+        until(lambda: nodes.all_handled(300))
+        assert len(nodes.by(pid(standby))) == 200
         assert nodes.in_order()
         assert nodes.repeats() <= 16
         assert standby.terminate() == 0
@@ -270,7 +275,7 @@ def test_one_of_two_replicas_is_active_and_either_may_die(nodes: Nodes) -> None:
 @pytest.mark.parametrize("blocks", ["", "yes"], ids=["and lets the loop run", "and holds up the loop"])
 def test_a_replacement_that_starts_for_longer_than_the_pin_lives(nodes: Nodes, blocks: str) -> None:
     """It keeps the pin or, where it can't, leaves what it took over to who has it: nothing runs at once."""
-    slow = {"OWNER_SECONDS": "0.02", "OWNER_RESTART_SECONDS": "6", "OWNER_BLOCKS": blocks}
+    slow = {"OWNER_SECONDS": "0.02", "OWNER_RESTART_SECONDS": "11", "OWNER_BLOCKS": blocks}
     slow |= {"OWNER_STUCK": "50", "OWNER_GO": str(nodes.go)}
     with nodes.node("a", SHORT, **slow) as a:
         nodes.note(range(10))
@@ -282,7 +287,7 @@ def test_a_replacement_that_starts_for_longer_than_the_pin_lives(nodes: Nodes, b
             standby = pid(b)
             kill(pid(a))
             nodes.go.touch()
-            until(lambda: nodes.all_handled(400))
+            until(lambda: nodes.all_handled(250))
             until(lambda: is_replaced(a))
             assert bool(nodes.by(standby)) is bool(blocks)
             assert nodes.in_order()
