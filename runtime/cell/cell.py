@@ -131,6 +131,7 @@ class Cell:
         self._client: Connection | None = None
         self._tracing: Tracing | None = None
         self._states: States | None = None
+        self._states_away = ""
         # Made when the connection stands and the actor has started, before any delivery.
         self._prepared = False
         self._breaker_is_open = False
@@ -580,6 +581,7 @@ class Cell:
             self._show_breakers()
         if not self._prepared:
             return False
+        self._show_states()
         received, self._received_before = self._received_before, self._intake.received
         return self._mailbox.is_empty() and received == self._received_before
 
@@ -652,12 +654,25 @@ class Cell:
         self._lanes.halt()
         self._condition.halt(reason)
 
+    def _show_states(self) -> None:
+        """Say whether what is held waits for states that can't be read or stored."""
+        away = "" if self._states is None or self._mailbox.is_empty() else self._states.away
+        if away == self._states_away:
+            return
+        if not away:
+            _log.info("the states are back")
+        elif not self._states_away:
+            _log.error("the states are away; deliveries are held", error=away)
+        self._states_away = away
+        self._show_state()
+
     def _show_state(self) -> None:
         """Say what the cell is doing, and ask for more or not; until it is prepared it is starting."""
         if not self._prepared:
             return
         standby = self._ownership is not None and bool(self._ownership.other)
-        self._status.state(*self._condition.state(stalled=self._watchdog.stalled, standby=standby))
+        stalled = self._watchdog.stalled or self._states_away
+        self._status.state(*self._condition.state(stalled=stalled, standby=standby))
         if self._condition.asks_for_nothing:
             self._subscription.pause()
         else:

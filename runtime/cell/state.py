@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import structlog
 
-from understudy.actors.errors import StateError
+from understudy.actors.errors import BrokerError, StateError
 from understudy.actors.state import StateCodec
 from understudy.runtime.cell.applied import Applied, Block, Stored
 from understudy.runtime.cell.epochs import Epochs
@@ -243,6 +243,13 @@ class States:
         self._bytes = 0
         self._generation = 0
         self._conflicts: set[str] = set()
+        # Why the last one wasn't. Apart, since a full disk is still read.
+        self._unread = self._unstored = ""
+
+    @property
+    def away(self) -> str:
+        """Why states can't be read or stored, as far as the last try has shown; empty if they can."""
+        return self._unread or self._unstored
 
     async def take(self, name: str) -> HeldState:
         """Return a state, to be used alone until it is given back or dropped.
@@ -258,7 +265,12 @@ class States:
         if state is not None:
             return state
         generation = self._generation
-        stored = await self._store.load(name, from_leader=name in self._conflicts)
+        try:
+            stored = await self._store.load(name, from_leader=name in self._conflicts)
+        except BrokerError as error:
+            self._unread = str(error)
+            raise
+        self._unread = ""
         state = HeldState(name, self._codec, stored.revision, generation)
         if stored.body is not None:
             self._read(state, stored.body)
@@ -303,7 +315,11 @@ class States:
         Raises:
             BrokerError: it can't be written, and is to be dropped.
         """
-        return self._store.commit(state.name, state.revision, state.encode(self._stream_created))
+        try:
+            return self._store.commit(state.name, state.revision, state.encode(self._stream_created))
+        except BrokerError as error:
+            self._unstored = str(error)
+            raise
 
     def committed(self, state: HeldState, answer: asyncio.Future[Ack]) -> None:
         """Hear how a commit ended.
@@ -318,6 +334,10 @@ class States:
             # Which only the leader is sure to know.
             self._conflicts.add(state.name)
             raise
+        except BrokerError as error:
+            self._unstored = str(error)
+            raise
+        self._unstored = ""
         if self._conflicts:
             self._conflicts.discard(state.name)
 

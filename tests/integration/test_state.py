@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -575,8 +576,12 @@ async def test_a_bucket_that_is_gone_postpones(shop: Bench, monkeypatch: pytest.
     await pay(shop, "bob", 3)
     await until(lambda: Ledger.runs[2] >= 1)
     await until(lambda: len(cell.cell._mailbox) == 2)  # type: ignore[union-attr]
+    # So it isn't ready, and says why.
+    await until(lambda: cell.status.state == "stalled")
+    assert re.match(r"state .+ can't be read: |state not committed: ", cell.status.reason)
     await ensure_topology(shop.client, app.spec(), apply=True)
     await shop.settled(app)
+    await until(lambda: cell.status.state == "up")
     assert await total_of(shop.client, "ann") == (2, [2]), "what it held went with it"
     assert await total_of(shop.client, "bob") == (3, [3])
     assert cell.status.counters["failed"] == 0
