@@ -5,15 +5,22 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import typer.main
 
 import understudy
 from understudy.runtime.app import App
+from understudy.runtime.cli import entry
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+# Of the benchmarks and the programs in tests/.
+OPTIONS_OF_OTHERS = {"--scenario", "--seed", "--once"}
 
 
 def blocks_of(page: Path) -> list[str]:
@@ -21,11 +28,7 @@ def blocks_of(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-PAGES = {
-    str(page.relative_to(ROOT)): page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if blocks_of(page)
-}
+PAGES = {str(page.relative_to(ROOT)): page for page in DOCUMENTS if blocks_of(page)}
 
 
 def run(page: str, monkeypatch: pytest.MonkeyPatch) -> list[ModuleType]:
@@ -71,7 +74,22 @@ def test_these_show_a_whole_app(page: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert any(isinstance(value, App) for value in apps)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=str)
+def options_of(command: Any) -> Iterator[str]:
+    """A command's and its subcommands' options."""
+    for parameter in command.params:
+        yield from parameter.opts
+    for subcommand in getattr(command, "commands", {}).values():
+        yield from options_of(subcommand)
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=str)
+def test_the_options_that_are_named_exist(page: Path) -> None:
+    """A setting need not have one."""
+    named = set(re.findall(r"`(--[a-z-]+)", page.read_text(encoding="utf-8")))
+    assert named - OPTIONS_OF_OTHERS <= set(options_of(typer.main.get_command(entry._app)))
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=str)
 def test_lines_are_no_longer_than_the_editor_is_wide(page: Path) -> None:
     """But for tables, which can't be wrapped, and drawings."""
     widest = 120 if page.name == "README.md" else 110
