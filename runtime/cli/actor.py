@@ -73,7 +73,8 @@ actor.command("pause", cls=Command, short_help="Have an actor begin nothing more
         Example: understudy actor pause notifier
 
         What runs finishes, what is held stays held, and nothing more is asked for. The node stays ready. A
-        paused cell that is restarted, for whatever reason, is paused again. Exits 75 if it isn't so in time.
+        paused cell that is restarted, for whatever reason, is paused again. Exits 75 if it isn't so in time,
+        1 if no node has such an actor or cell.
         """,
     )
 )
@@ -84,7 +85,7 @@ actor.command("resume", cls=Command)(
 
         Example: understudy actor resume notifier
 
-        Exits 75 if it isn't so in time.
+        Exits 75 if it isn't so in time, 1 if no node has such an actor or cell.
         """,
     )
 )
@@ -96,7 +97,7 @@ actor.command("restart", cls=Command)(
         Example: understudy actor restart notifier/1
 
         That is no failure: it uses up none of its supervisor's restarts, and its siblings go on. Exits 75 if
-        it isn't so in time.
+        it isn't so in time, 1 if no node has such an actor or cell.
         """,
     )
 )

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import typer
 
-from understudy.actors.errors import ConfigurationError
 from understudy.runtime.admin.nodes import Action, ActorReply, ActorRequest, Node
-from understudy.runtime.cli.nodes import SILENT, AnyNode, connected, describe, find, read_node
+from understudy.runtime.cli.nodes import SILENT, AnyNode, NotThereError, connected, describe, find, read_node
 from understudy.runtime.jetstream.services import Absent, Refused, Unanswered, ask
 
 if TYPE_CHECKING:
@@ -60,7 +59,8 @@ async def act(
         as_json: print one JSON object instead of a line for each cell.
 
     Raises:
-        ConfigurationError: there is no such actor, cell, app or node.
+        ConfigurationError: the nodes are of several apps.
+        NotThereError: no node has such an actor or cell, or none is called so.
         BrokerError: no node answers.
     """
     async with connected(settings) as client:
@@ -68,7 +68,7 @@ async def act(
         body = msgspec.json.encode(ActorRequest(action=action, name=name))
         answers = await asyncio.gather(*(_tell(client, one, body) for one in nodes.answering))
         if answers and all(isinstance(answer, Refused) and answer.code == "404" for answer in answers):
-            raise ConfigurationError(str(answers[0]))
+            raise NotThereError(str(answers[0]))
         results = await asyncio.gather(
             *(
                 _watch(client, one, action, answer, timeout_seconds)

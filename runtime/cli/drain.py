@@ -42,7 +42,7 @@ def drain(
     Example: understudy drain --node web-1:4711
 
     What is being handled finishes, what is held goes back to the stream. Where several nodes run, --node or
-    --all says which. Exits 75 if not everything was drained, 3 if nobody answers.
+    --all says which. Exits 75 if not everything was drained, 1 if no node is called so, 3 if nobody answers.
     """
     if node is not None and all_nodes:
         raise ConfigurationError("give either --node ID or --all")

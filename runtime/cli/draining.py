@@ -46,7 +46,8 @@ async def drain_nodes(
         as_json: print one JSON object instead of a line for each.
 
     Raises:
-        ConfigurationError: there is no such app or node, or it isn't clear which is meant.
+        ConfigurationError: it isn't clear which is meant.
+        NotThereError: no node is called so.
         BrokerError: no node answers.
     """
     async with connected(settings) as client:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import typer
 
-from understudy.actors.errors import BrokerError
+from understudy.actors.errors import BrokerError, ConfigurationError
 from understudy.runtime.cli.letter_views import readable, whole
+from understudy.runtime.cli.nodes import NotThereError
 from understudy.runtime.cli.progress import progress_bar
 from understudy.runtime.jetstream.connection import close, connect
 from understudy.runtime.jetstream.letter_stream import LetterStream
@@ -251,7 +252,13 @@ async def export(
 async def _open(spec: ConnectionSpec, app: str | None) -> AsyncIterator[LetterStream]:
     client = await connect(spec, name="understudy-dead-letters")
     try:
-        yield await LetterStream.open(client, app)
+        try:
+            letters = await LetterStream.open(client, app)
+        except ConfigurationError as error:
+            if app is None:
+                raise
+            raise NotThereError(str(error)) from error
+        yield letters
     finally:
         await close(client)
 

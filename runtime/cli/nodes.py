@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from understudy.actors.errors import BrokerError, ConfigurationError
+from understudy.actors.errors import BrokerError, ConfigurationError, UnderstudyError
 from understudy.config.connection import redact_url
 from understudy.runtime.admin.nodes import Node, SilentNode, TreeReply, find_nodes
 from understudy.runtime.jetstream import connection, services
@@ -24,6 +24,10 @@ SILENT = "connected, but doesn't answer"
 
 class NobodyAnswersError(BrokerError):
     """No node answers that the command could be about."""
+
+
+class NotThereError(UnderstudyError):
+    """Who was asked has answered that there is nothing of that name."""
 
 
 class Nodes(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +61,7 @@ class Nodes(msgspec.Struct, frozen=True, kw_only=True):
         """Return those that `--node` names, all if it isn't given.
 
         Raises:
-            ConfigurationError: it names none.
+            NotThereError: it names none.
         """
         if name is None:
             return self
@@ -66,7 +70,7 @@ class Nodes(msgspec.Struct, frozen=True, kw_only=True):
             silent=tuple(node for node in self.silent if _is_called(node, name)),
         )
         if not chosen.all:
-            raise ConfigurationError(f"no node is called {name!r}; there are:\n{listed(self.all)}")
+            raise NotThereError(f"no node is called {name!r}; there are:\n{listed(self.all)}")
         return chosen
 
 

@@ -330,11 +330,15 @@ def test_a_paused_sole_owner_that_is_killed_and_then_restarted_keeps_the_order(
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(nodes: Nodes) -> None:
-    """And nothing is done."""
+    """Status 1, for a node's name too, and nothing is done."""
     nodes.start("a")
     typed = nodes.type("actor", "pause", "recoder")
-    assert typed.returncode == 2
+    assert typed.returncode == 1
     assert typed.stderr == "understudy: no actor or cell is called 'recoder'; did you mean 'recorder'?\n"
+    for command in (["drain"], ["actor", "pause", "recorder"]):
+        nowhere = nodes.type(*command, "--node", "b")
+        assert nowhere.returncode == 1
+        assert nowhere.stderr.startswith("understudy: no node is called 'b'; there are:\n")
     nodes.publish(range(1))
     wait_until(lambda: len(nodes.handled()) == 1)
 
