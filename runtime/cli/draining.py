@@ -83,7 +83,12 @@ async def _drain(client: Connection, node: Node, timeout_seconds: float | None) 
         async with ask_for_more(client, node.subject("drain")) as answers:
             begun = msgspec.json.decode(await answers.get(), type=DrainReply)
             timeout = begun.timeout_seconds + MARGIN_SECONDS if timeout_seconds is None else timeout_seconds
-            typer.echo(f"{describe(node)}: draining, for up to {begun.timeout_seconds:g} s", err=True)
+            # More than is set, which nobody would understand who knows that.
+            typer.echo(
+                f"{describe(node)}: draining, for up to {begun.timeout_seconds:g} s "
+                "(its shutdown_timeout_seconds, and a little to kill what is left)",
+                err=True,
+            )
             showing = asyncio.create_task(_show_progress(client, node))
             try:
                 async with asyncio.timeout(timeout):

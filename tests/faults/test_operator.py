@@ -358,7 +358,8 @@ def test_a_drained_node_ends_and_the_other_goes_on(nodes: Nodes, tmp_path: Path)
     with nodes.begin("drain", "--node", name(first)) as typed:
         assert typed.stderr is not None
         assert [typed.stderr.readline() for _ in range(2)] == [
-            f"recorder on {name(first)}: draining, for up to 27 s\n",
+            f"recorder on {name(first)}: draining, for up to 27 s "
+            "(its shutdown_timeout_seconds, and a little to kill what is left)\n",
             f"recorder on {name(first)}: 0 of 1 cells have stopped\n",
         ]
         go.touch()
