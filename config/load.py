@@ -143,5 +143,5 @@ def _shown_value(key: Key, value: object, *, secret: bool) -> str:
             if isinstance(value, list | tuple)
             else [value]
         )
-        return ", ".join(redact_url(str(url)) for url in urls)
+        return ", ".join(redact_url(str(url).strip()) for url in urls)
     return repr(str(value) if isinstance(value, Path) else value)

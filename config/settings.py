@@ -29,6 +29,8 @@ Name = Annotated[str, StringConstraints(min_length=1)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+# A list in brackets, as JSON has it; an IPv6 address begins with one, too.
+_BRACKETED = re.compile(r"\s*\[(?![0-9a-fA-F]*:[0-9a-fA-F]*:)")
 _INTERVAL = re.compile(r"always|[1-9][0-9]*(ms|s|m)", re.ASCII)
 
 
@@ -66,7 +68,7 @@ class NatsSettings(_Group):
     @field_validator("servers", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        return _by_commas(value)
 
     @field_validator("servers")
     @classmethod
@@ -117,7 +119,7 @@ class LogSettings(_Group):
     @field_validator("redact", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        return _by_commas(value)
 
     def rules(self) -> LogRules:
         """Return what every process is told beside level and format, as plain values."""
@@ -213,6 +215,16 @@ class Settings(_Strict, BaseSettings):
 def _text(path: Path | None) -> str | None:
     # Absolute: the processes that read the file need not share our working directory for ever.
     return None if path is None else str(path.absolute())
+
+
+def _by_commas(value: object) -> object:
+    """Return the list that a text amounts to, as an environment variable has it."""
+    if not isinstance(value, str):
+        return value
+    if _BRACKETED.match(value):
+        # Else the brackets and quotes would be taken for part of the values.
+        raise ValueError("several are written with commas between them, without brackets and quotes")
+    return [part.strip() for part in value.split(",")]
 
 
 def _checked_url(url: str) -> str:

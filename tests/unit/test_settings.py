@@ -119,6 +119,37 @@ def test_servers_may_be_a_list_by_commas_and_lack_their_scheme(monkeypatch: pyte
     assert load_settings().nats.servers == ["nats://one:4222", "tls://two:4223"]
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "key", "shown"),
+    [
+        (
+            "NATS__SERVERS",
+            '["nats://me:secret@a:4222", "nats://b:4222"]',
+            "nats.servers",
+            '["nats://***@a:4222", "nats://b:4222"]',
+        ),
+        ("NATS__SERVERS", "[a:4222,b:4222]", "nats.servers", "[a:4222, b:4222]"),
+        ("LOG__REDACT", '["iban", "email"]', "log.redact", repr('["iban", "email"]')),
+        ("LOG__REDACT", "[]", "log.redact", "'[]'"),
+    ],
+)
+def test_a_list_in_a_variable_has_no_brackets(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, key: str, shown: str
+) -> None:
+    """They would be taken for part of the names, and what is to be hidden would be logged."""
+    monkeypatch.setenv(f"UNDERSTUDY_{variable}", value)
+    assert problems() == (
+        f"{key} = {shown}: several are written with commas between them, without brackets and quotes "
+        f"(environment variable UNDERSTUDY_{variable})",
+    )
+
+
+def test_an_address_in_brackets_is_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An IPv6 address has them."""
+    monkeypatch.setenv("UNDERSTUDY_NATS__SERVERS", "[::1],[fe80::1]:4222")
+    assert load_settings().nats.servers == ["nats://[::1]", "nats://[fe80::1]:4222"]
+
+
 def test_what_is_left_out_of_the_log_crosses_to_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
