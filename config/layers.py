@@ -145,9 +145,8 @@ def nats_context_layer() -> tuple[Layer, bool]:
         if not isinstance(context, dict):
             raise ValueError("it holds no object")  # noqa: TRY004 - reported like other bad JSON, just below
     except (OSError, ValueError) as error:
-        return Layer(origin=origin, problems=(f"NATS context {name} can't be read: {error} ({path})",)), bool(
-            named
-        )
+        problem = f"NATS context {name} can't be read: {_reason(error)} ({path})"
+        return Layer(origin=origin, problems=(problem,)), bool(named)
     unsupported = [key for key in _CONTEXT_UNSUPPORTED if context.get(key)]
     problems = tuple(
         f"NATS context {name} uses {key}, which isn't supported; "
@@ -158,6 +157,11 @@ def nats_context_layer() -> tuple[Layer, bool]:
         ("nats", ours): context[theirs] for theirs, ours in _CONTEXT_KEYS.items() if context.get(theirs)
     }
     return Layer(values=values, origin=origin, problems=problems), bool(named)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a file can't be read, without its path, which an OSError's text has and ours too."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def file_layer(path: Path | None) -> Layer:
@@ -173,7 +177,7 @@ def file_layer(path: Path | None) -> Layer:
     except FileNotFoundError:
         return Layer(origin=origin, problems=(f"{path}: no such file (flag --config)",) if named else ())
     except (OSError, UnicodeDecodeError) as error:
-        return Layer(origin=origin, problems=(f"{path} can't be read: {error}",))
+        return Layer(origin=origin, problems=(f"{path} can't be read: {_reason(error)}",))
     try:
         values = _flat(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:

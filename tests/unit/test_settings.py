@@ -356,8 +356,14 @@ def test_what_a_context_asks_for_and_is_not_supported_is_refused(tmp_path: Path)
 def test_a_context_that_is_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was asked for by name."""
     monkeypatch.setenv("NATS_CONTEXT", "none")
-    (problem,) = problems()
-    assert problem.startswith("NATS context none can't be read: ")
+    path = tmp_path / "xdg" / "nats" / "context" / "none.json"
+    assert problems() == (f"NATS context none can't be read: No such file or directory ({path})",)
+
+
+def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
+    """What the system says of it names it, too."""
+    (tmp_path / "understudy.toml").mkdir()
+    assert problems() == ("understudy.toml can't be read: Is a directory",)
 
 
 def test_other_servers_can_be_put_in_and_are_named_from_then_on() -> None:
