@@ -86,7 +86,7 @@ def load_app(target: str) -> App:
     except SystemExit as error:
         raise ConfigurationError(
             f"target {target!r}: the module ended by sys.exit({error.code!r}) when it was imported; "
-            f"put that under if __name__ == '__main__':"
+            f"{_remedy(error)}"
         ) from error
     except Exception as error:
         raise ConfigurationError(_describe_raised(target, error)) from error
@@ -144,6 +144,12 @@ def _describe_raised(target: str, error: Exception) -> str:
     frames = _frames(error)
     lines = traceback.format_list(frames[-_TRACEBACK_FRAMES:]) + traceback.format_exception_only(error)
     return f"target {target!r}: its module raised when it was imported:\n{''.join(lines).rstrip()}"
+
+
+def _remedy(end: SystemExit) -> str:
+    script = "put that under if __name__ == '__main__':"
+    # A text or another number than 0 says that something is missing or wrong.
+    return f"mend what it complains of, or {script}" if end.code else script
 
 
 def _run(command: list[str], answer: int, target: str, timeout_seconds: float) -> int:

@@ -200,6 +200,15 @@ def test_a_module_that_exits_is_told_how_not_to(directory: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("code", ["'give me DATABASE_URL'", "1"])
+def test_a_module_that_exits_for_a_reason_may_be_right(directory: Path, code: str) -> None:
+    write(directory, f"import sys\nsys.exit({code})\n")
+    assert problem("user_app:app") == (
+        f"target 'user_app:app': the module ended by sys.exit({code}) when it was imported; "
+        "mend what it complains of, or put that under if __name__ == '__main__':"
+    )
+
+
 @pytest.mark.parametrize(
     ("end", "text"),
     [
