@@ -179,8 +179,9 @@ A process that the kernel kills because memory has run out ends by SIGKILL. Noth
 launcher whose control plane has died: the run ends with status 70, nobody is left, and the service manager's
 next start takes over what the dead run held.
 
-`python -m support.random_faults --minutes 30`, in `tests/`, makes such faults at random, one every two
-seconds, and counts events, processes, memory and descriptors; `--seed` repeats a choice of them.
+`python -m support.random_faults --minutes 30`, in `tests/` with
+[a clone's Python](../CONTRIBUTING.md#set-up), makes such faults at random, one every two seconds, and counts
+events, processes, memory and descriptors; `--seed` repeats a choice of them.
 """
 
 
