@@ -125,11 +125,20 @@ def _unknown(key: Key, layer: Layer, known: dict[Key, bool]) -> str:
 
 def _describe(detail: Any, merged: dict[Key, tuple[object, Layer]], known: dict[Key, bool]) -> str:
     key = next((key for key in merged if detail["loc"][: len(key)] == key), None)
-    text = _WORDS.get(detail["type"]) or _SUBJECT.sub("", str(detail["msg"]))
+    text = in_words(detail)
     if key is None:  # about several keys at once, which the text names
         return text
     value, layer = merged[key]
     return f"{'.'.join(key)} = {_shown_value(key, value, secret=known[key])}: {text} ({layer.origin(key)})"
+
+
+def in_words(detail: Any) -> str:
+    """Return what a value should be, by pydantic's account of what is wrong with it.
+
+    Args:
+        detail: one of the `errors()` of a ValidationError.
+    """
+    return _WORDS.get(detail["type"]) or _SUBJECT.sub("", str(detail["msg"]))
 
 
 def _shown_value(key: Key, value: object, *, secret: bool) -> str:

@@ -30,11 +30,12 @@ class Command(TyperCommand):
     """Typer's command, with `TARGET` in its help where typer has `{TARGET}` and `TARGET <str>`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read what was given; what is wrong with it names this command, which the parser forgets."""
+        """Read what was given; an error names this command and the value, which typer forgets."""
         try:
             return super().parse_args(ctx, args)
         except typer.exceptions.TyperException as error:
             error.ctx = getattr(error, "ctx", None) or ctx  # type: ignore[attr-defined]
+            error.message = _named(error)
             raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -54,3 +55,16 @@ class Command(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def _named(error: typer.exceptions.TyperException) -> str:
+    """Return what is wrong with a value as settings say it: with the value, and without words of Python."""
+    # Loaded when something is wrong: --help needs none of it.
+    from pydantic import ValidationError
+
+    from understudy.config.load import in_words
+
+    if not isinstance(error.__cause__, ValidationError):
+        return error.message
+    detail = error.__cause__.errors()[0]
+    return f"{detail['input']!r} {in_words(detail)}"

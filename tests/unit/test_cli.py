@@ -153,6 +153,17 @@ main(["run", "understudy.examples.flights.app:app"])
         (["rnu"], "No such command 'rnu'."),
         (["run", "--embeded", "a:b"], "No such option: --embeded"),
         (
+            ["run", "a:b", "--http-port", "abc"],
+            "Invalid value for '--http-port': 'abc' should be an integer\n  understudy run --help says more",
+        ),
+        (["drain", "--timeout", "abc"], "Invalid value for '--timeout': 'abc' should be a number"),
+        (
+            ["dead-letters", "list", "--limit", "0"],
+            "Invalid value for '--limit': '0' should be greater than or equal to 1",
+        ),
+        (["dead-letters", "show", "x"], "Invalid value for 'ID': 'x' should be an integer"),
+        (["dead-letters", "discard", "1", "x"], "Invalid value for 'ID': 'x' should be an integer"),
+        (
             ["publish", "a", "--json"],
             "Option '--json' requires an argument.\n  understudy publish --help says more",
         ),
