@@ -97,10 +97,12 @@ class Actor:
         """
 
     def on_restart(self, reason: str) -> Awaitable[None] | None:
-        """Tells that this cell replaces one that died, and why: "killed by SIGKILL". Does nothing by default.
+        """Tells that this cell has been there before, and how that ended. Does nothing by default.
 
-        Called once, before `on_start`, in the cell's event loop; a `def` runs in a thread.
-        If it raises, the start has failed, as with `on_start`.
+        Called once per start but the cell's first in a run, before `on_start`, in the cell's event loop; a
+        `def` runs in a thread. `reason` is "killed by SIGKILL", say; also a cell that ended without a fault
+        starts so: "restarted by the operator", or together with a sibling that failed. If it raises, the
+        start has failed, as with `on_start`.
         """
 
 
