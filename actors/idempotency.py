@@ -8,8 +8,8 @@ from uuid import UUID
 import msgspec
 
 from understudy.actors.errors import DeclarationError, DecodeError
+from understudy.actors.keywords import PolicyMeta
 from understudy.actors.names import check_choice, check_integer, check_seconds
-from understudy.actors.policies import PolicyMeta
 
 MarkStore: TypeAlias = Literal["kv", "memory"]
 MARK_STORES: tuple[MarkStore, ...] = get_args(MarkStore)

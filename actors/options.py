@@ -123,7 +123,7 @@ def make_options(given: Mapping[str, object], where: str) -> ActorOptions:
     Raises:
         DeclarationError: an option is unknown, has no usable value, or doesn't go with another.
     """
-    check_keywords(given, OPTIONS, where)
+    check_keywords(given, OPTIONS, where, OptionKeywords)
     values = dict(given)
     keeps_order = values.get("key") is not None or values.get("ordered") is True
     if values.get("key") is not None:

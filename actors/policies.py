@@ -1,31 +1,13 @@
 """The values that say how much an actor holds, how it retries, and when it stops calling a sick service."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from understudy.actors.errors import DeclarationError
-from understudy.actors.keywords import check_keywords
+from understudy.actors.keywords import PolicyMeta
 from understudy.actors.names import check_integer, check_name, check_seconds
-
-
-class PolicyMeta(msgspec.StructMeta):
-    """Of the structs that a user writes in declarations."""
-
-    # Hidden from type checkers, which know the signature from the fields.
-    if not TYPE_CHECKING:
-
-        def __call__(cls, *values: object, **keywords: object) -> Any:  # noqa: N805 - a metaclass
-            """Makes a policy; what msgspec refuses by a bare TypeError is a DeclarationError here."""
-            check_keywords(keywords, cls.__struct_fields__, cls.__name__)
-            try:
-                return super().__call__(*values, **keywords)
-            except DeclarationError:
-                raise
-            except TypeError as error:
-                options = ", ".join(f"{name}=" for name in cls.__struct_fields__)
-                raise DeclarationError(f"{cls.__name__}: {error}; give its options as {options}") from error
 
 
 class Mailbox(msgspec.Struct, metaclass=PolicyMeta, frozen=True, kw_only=True):

@@ -49,7 +49,7 @@ class Child:
             raise DeclarationError(
                 f"{where}: {actor_class.__qualname__} handles nothing; put @handles on one of its methods"
             )
-        check_keywords(overrides, ("name", "args", *OPTIONS), where)
+        check_keywords(overrides, ("name", "args", *OPTIONS), where, OptionKeywords)
         name = check_name(declared.name if name is None else name, where)
         self.actor_class = actor_class
         self.args = _check_args(actor_class, {} if args is None else args, where)

@@ -58,3 +58,70 @@ def test_a_wrong_call_is_a_declaration_error_that_says_what_is_meant(
     with pytest.raises(DeclarationError) as caught:
         make()
     assert str(caught.value) == text
+
+
+def declare(**options: Any) -> None:
+    """Declare an actor with these options."""
+    keywords: Any = options
+
+    class Till(understudy.Actor, **keywords):
+        @understudy.handles("orders.>")
+        async def placed(self, event: bytes) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: declare(capacity=3),
+            "'capacity'; capacity is Mailbox's and Idempotency's; write mailbox=Mailbox(capacity=…) or "
+            "idempotency=Idempotency(window_seconds=…, capacity=…)",
+        ),
+        (
+            lambda: declare(max_bytes=3),
+            "'max_bytes'; max_bytes is Mailbox's; write mailbox=Mailbox(max_bytes=…)",
+        ),
+        (
+            lambda: declare(max_crashes=3),
+            "'max_crashes'; max_crashes is RetryPolicy's; write retry=RetryPolicy(max_crashes=…)",
+        ),
+        (
+            lambda: declare(store="memory"),
+            "'store'; store is Idempotency's; write idempotency=Idempotency(window_seconds=…, store=…)",
+        ),
+        (
+            lambda: declare(fail_max=3),
+            "'fail_max'; fail_max is CircuitBreaker's; write breakers=[CircuitBreaker(name=…, fail_max=…)]",
+        ),
+        (
+            lambda: declare(timeout_seconds=3),
+            "'timeout_seconds'; timeout_seconds is CircuitBreaker's; write "
+            "breakers=[CircuitBreaker(name=…, timeout_seconds=…)] or handler_timeout_seconds=… or "
+            "hang_timeout_seconds=… or start_timeout_seconds=…",
+        ),
+        (
+            lambda: names.Child(Shop, max_attempts=3),
+            "'max_attempts'; max_attempts is RetryPolicy's; write retry=RetryPolicy(max_attempts=…)",
+        ),
+        (
+            lambda: names.handles("orders.>", size=3),
+            "'size'; size is Batch's; write batch=Batch(size=…)",
+        ),
+        (
+            lambda: names.App("shop", children=[Shop], fail_max=3),
+            "'fail_max'; fail_max is CircuitBreaker's; write breakers=[CircuitBreaker(name=…, fail_max=…)]",
+        ),
+    ],
+)
+def test_an_option_of_a_policy_is_answered_with_the_policy(make: Callable[[], object], text: str) -> None:
+    """Where a newcomer writes it: beside the option that takes the policy, instead of in it."""
+    with pytest.raises(DeclarationError) as caught:
+        make()
+    assert str(caught.value).endswith(f": unknown option {text}")
+
+
+def test_an_actors_name_is_not_taken_for_a_breakers() -> None:
+    """Which says nothing about what the breaker does."""
+    with pytest.raises(DeclarationError) as caught:
+        declare(name="till")
+    assert "unknown option 'name'; known are ack_wait_seconds" in str(caught.value)
