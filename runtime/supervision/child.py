@@ -34,6 +34,8 @@ from understudy.runtime.supervision.statefile import (
 
 SUPERVISOR_HANG_SECONDS = 10.0
 SUPERVISOR_START_SECONDS = 10.0
+# How long a process may take to write where its threads are, which a busy machine makes long, and to end.
+ABORT_SECONDS = 2.0
 STOPPED = "stopped"
 STOPPED_BY_ITSELF = "stopped by itself"
 BY_THE_OPERATOR = "restarted by the operator"
@@ -90,6 +92,8 @@ class Child:
         self.watched_since = 0.0
         self.start_deadline = 0.0
         self.stop_deadline = 0.0
+        # Before which one that was told to abort isn't killed.
+        self.abort_deadline = 0.0
         self.suspect_deaths = 0
         self.backoff = Backoff()
         # When all of the running generation was last seen to run.
@@ -131,7 +135,8 @@ class Child:
     @property
     def hangs_at(self) -> float:
         """Until when it need not be looked at again."""
-        return max(self.watched_since, self._seen_running) + self.hang_timeout_seconds
+        hangs_at = max(self.watched_since, self._seen_running) + self.hang_timeout_seconds
+        return max(hangs_at, self.abort_deadline)
 
     def inherit(self, status: ChildStatus, reason: str) -> None:
         """Go on from what the supervisor's dead predecessor knew.
@@ -181,6 +186,7 @@ class Child:
         self.state = "starting"
         self.failure = self.killed_for = self.stopped_for = ""
         self.killed_because = None
+        self.abort_deadline = 0.0
         self.says_stopped = False
         self.starts_at = None
         self.up_since = None
@@ -275,14 +281,18 @@ class Child:
             self.killed_because = self.killed_because or cause
             kill(self.process.pid, number)
 
-    def abort(self, reason: str, cause: Cause) -> None:
-        """End its process by SIGABRT, so that it tells where its threads are; the second time by SIGKILL."""
-        if self.killed_for:
+    def abort(self, reason: str, cause: Cause, now: float) -> None:
+        """End its process by SIGABRT, so that it tells where its threads are; by SIGKILL if it outlasts that.
+
+        Called again and again as long as it is there: one that is killed earlier may not have told all.
+        """
+        if not self.killed_for:
+            self.abort_deadline = now + ABORT_SECONDS
+            self.kill(reason, cause, signal.SIGABRT)
+            # One that was stopped takes it only then.
+            self.kill(reason, cause, signal.SIGCONT)
+        elif now >= self.abort_deadline:
             self.kill(reason, cause)
-            return
-        self.kill(reason, cause, signal.SIGABRT)
-        # One that was stopped takes it only then.
-        self.kill(reason, cause, signal.SIGCONT)
 
     def start_message(self) -> CellStart | StartSupervisor:
         """Return what the new generation is told."""

@@ -373,6 +373,7 @@ class Supervisor(ControlActor):
         for child in self._children:
             child.start_deadline += late
             child.stop_deadline += late
+            child.abort_deadline += late
             child.watched_since = now
 
     def _check(self, child: Child, now: float) -> None:
@@ -388,9 +389,9 @@ class Supervisor(ControlActor):
                 # What it handles first may keep it from saying so.
                 self._came_up(child)
             elif now > child.start_deadline:
-                child.abort(f"not up within {child.start_timeout_seconds:g} s", "start_timeout")
+                child.abort(f"not up within {child.start_timeout_seconds:g} s", "start_timeout", now)
         elif child.state == "up" and (hang := child.hang(now)):
-            child.abort(hang, "hang")
+            child.abort(hang, "hang", now)
 
     # What the operator wants
 

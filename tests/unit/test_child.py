@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from understudy.config.connection import ConnectionSpec
 from understudy.runtime.cell.start import RunSpec
 from understudy.runtime.cell.status import boottime
 from understudy.runtime.specs import CellSpec
-from understudy.runtime.supervision.child import Child
+from understudy.runtime.supervision import child as children
+from understudy.runtime.supervision.child import ABORT_SECONDS, Child
 from understudy.runtime.supervision.processes import read_process
 
 
@@ -140,3 +142,58 @@ def test_a_part_that_stands_still_is_named_and_all_of_it_has_its_whole_time(
     ages = {"no heartbeat": 100.0 - data, "no heartbeat of its control thread": 100.0 - control}
     monkeypatch.setattr(Child, "_heartbeats", lambda _: ages)
     assert child.hang(now=100.0) == hang
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Which signals are sent to a child; nobody hears them."""
+    sent: list[int] = []
+    monkeypatch.setattr(children, "kill", lambda _, number: sent.append(number))
+    return sent
+
+
+def running(tmp_path: Path) -> Child:
+    """Return a child that has come up long ago."""
+    child = child_of(cell("steady", hang_timeout_seconds=1.0), tmp_path)
+    process: Any = Ended()
+    child.process, child.state, child.up_since = process, "up", 1.0
+    return child
+
+
+def test_what_is_told_to_abort_has_its_time_to_say_where_it_is(tmp_path: Path, signals: list[int]) -> None:
+    """However often its supervisor looks meanwhile; then it is killed, and looked at again only then."""
+    child = running(tmp_path)
+    child.abort("hang: …", "hang", 100.0)
+    assert signals == [signal.SIGABRT, signal.SIGCONT]
+    assert child.hangs_at == 100.0 + ABORT_SECONDS
+    for seconds in (0.05, 0.5, ABORT_SECONDS - 0.01):
+        child.abort("hang: …", "hang", 100.0 + seconds)
+    assert signals == [signal.SIGABRT, signal.SIGCONT]
+    for seconds in (ABORT_SECONDS, ABORT_SECONDS + 0.05):
+        child.abort("hang: later", "hang", 100.0 + seconds)
+    assert signals[2:] == [signal.SIGKILL, signal.SIGKILL]
+    assert child.killed_for == "hang: …"
+
+
+def test_a_stop_does_not_wait_for_who_was_told_to_abort(tmp_path: Path, signals: list[int]) -> None:
+    """It has its own deadline, which has passed by then."""
+    child = running(tmp_path)
+    child.abort("hang: …", "hang", 100.0)
+    child.kill("did not stop in time", "stop_timeout")
+    assert signals == [signal.SIGABRT, signal.SIGCONT, signal.SIGKILL]
+
+
+def test_each_generation_that_hangs_is_told_to_abort(
+    tmp_path: Path, signals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the one before it was told a moment ago."""
+    monkeypatch.setattr(os, "pidfd_open", lambda _: os.open("/dev/null", os.O_RDONLY))
+    child = running(tmp_path)
+    child.abort("hang: …", "hang", 100.0)
+    process: Any = Ended()
+    child.began(process, None, 100.5)
+    os.close(child.pidfd)
+    assert child.hangs_at < 100.0
+    child.abort("hang: …", "hang", 101.0)
+    child.abort("hang: …", "hang", 100.0 + ABORT_SECONDS)
+    assert signals == [signal.SIGABRT, signal.SIGCONT] * 2
