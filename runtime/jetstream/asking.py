@@ -10,7 +10,6 @@ from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import nats.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -20,6 +19,7 @@ from understudy.runtime.jetstream import asked, headers
 from understudy.runtime.jetstream.event_id import ORIGINAL_ID
 from understudy.runtime.jetstream.fast_lane import FastClient
 from understudy.runtime.jetstream.puback import PubAck
+from understudy.runtime.telemetry.logger import get_logger
 
 # So many are under way at once; a further one waits for its turn.
 MAX_OUTSTANDING = 1024
@@ -29,7 +29,7 @@ Publish = Callable[[str, Sequence[tuple[str, str]]], Awaitable[asyncio.Future[Pu
 _Answer: TypeAlias = tuple[str, str | None, bytes]
 _CORRELATION_ID, _OUTCOME = asked.CORRELATION_ID.encode(), asked.OUTCOME.encode()
 _REPEATED = asked.REPEATED.encode()
-_log = structlog.get_logger("understudy.ask")
+_log = get_logger("understudy.ask")
 
 
 class _UnderWay:

@@ -14,18 +14,18 @@ from typing import Any, TypeAlias
 
 import nats
 import nats.errors
-import structlog
 from nats.aio.client import Client, Server
 
 from understudy.actors.errors import BrokerError, BrokerRefused, BrokerUnreachable, ConfigurationError
 from understudy.config.connection import ConnectionSpec, redact_url
 from understudy.runtime.jetstream.fast_lane import FastClient, self_check
+from understudy.runtime.telemetry.logger import get_logger
 
 MAX_RECONNECT_DELAY_SECONDS = 5.0
 # The name by which the rest of the runtime knows it, since only this package imports nats.
 Connection: TypeAlias = Client
 _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
-_log = structlog.get_logger("understudy.connection")
+_log = get_logger("understudy.connection")
 
 
 async def connect(

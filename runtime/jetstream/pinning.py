@@ -17,11 +17,11 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import nats.errors
-import structlog
 from nats.aio.client import Client
 
 from understudy.actors.errors import BrokerError
 from understudy.runtime.jetstream import api, headers
+from understudy.runtime.telemetry.logger import get_logger
 
 GROUP = "owner"
 _HEADER = b"Nats-Pin-Id"
@@ -30,7 +30,7 @@ _HEADER = b"Nats-Pin-Id"
 TIMEOUT_ACK_WAITS = 2
 # Answered at once, and too short-lived to be given a message.
 KEEP_REQUEST: dict[str, Any] = {"batch": 1, "expires": 1}
-_log = structlog.get_logger("understudy.cell")
+_log = get_logger("understudy.cell")
 
 
 class Ownership(Protocol):

@@ -11,7 +11,6 @@ import time
 
 import msgspec
 import nats.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -19,6 +18,7 @@ from understudy.runtime.jetstream import headers
 from understudy.runtime.jetstream.asked import Reply, repeated
 from understudy.runtime.jetstream.fast_lane import FastClient
 from understudy.runtime.jetstream.publish_lanes import NO_RESPONDERS
+from understudy.runtime.telemetry.logger import get_logger
 
 # So long after it was written the server has said it if nobody was there.
 REMEMBER_SECONDS = 2.0
@@ -29,7 +29,7 @@ MAX_REPEAT_SECONDS = 1.0
 SWEEP_SECONDS = 0.2
 MAX_REMEMBERED = 1024
 MAX_BYTES = 8 * 1024 * 1024
-_log = structlog.get_logger("understudy.ask")
+_log = get_logger("understudy.ask")
 
 
 class _OnItsWay(msgspec.Struct, eq=False):

@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 import nats.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request, ServiceError
 from nats.micro.service import Service, ServiceConfig
 
 from understudy.actors.errors import BrokerError, BrokerUnreachable, UnderstudyError
+from understudy.runtime.telemetry.logger import get_logger
 
 # So long a search waits for an instance that is connected and doesn't answer.
 ANSWER_SECONDS = 2.0
@@ -29,7 +29,7 @@ ANSWER_SECONDS = 2.0
 QUIET_SECONDS = 0.2
 _CONNECTIONS = "$SYS.REQ.ACCOUNT.PING.CONNZ"
 _NO_RESPONDERS = "503"
-_log = structlog.get_logger("understudy.services")
+_log = get_logger("understudy.services")
 
 
 class Refused(UnderstudyError):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import nats.errors
-import structlog
 from nats.aio.client import Client
 
 from understudy.runtime.jetstream.fast_lane import FastClient
+from understudy.runtime.telemetry.logger import get_logger
 
 # How the subjects of all acks begin.
 ACKS = "$JS.ACK."
@@ -20,7 +20,7 @@ CONFIRM_TIMEOUT_SECONDS = 2.0
 BURST = 64
 # So long an ack waits for others.
 ACK_DELAY_SECONDS = 0.005
-_log = structlog.get_logger("understudy.settlement")
+_log = get_logger("understudy.settlement")
 
 
 def ack_prefix(stream: str, durable: str) -> bytes:

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any
 
 import nats.errors
-import structlog
 from nats.aio.client import Client
 
 from understudy.actors.errors import BrokerError
@@ -46,6 +45,7 @@ from understudy.runtime.jetstream.pull_request import (
 )
 from understudy.runtime.jetstream.recovery import Gathering
 from understudy.runtime.jetstream.settlement import Settlement
+from understudy.runtime.telemetry.logger import get_logger
 
 # Short, because a drain waits until every request is filled or has expired. It also stands in for idle
 # heartbeats: a request is answered within it, or was lost.
@@ -66,7 +66,7 @@ WARN_AGAIN_SECONDS = 60.0
 LATE_SECONDS = 0.1
 # So long it leaves a consumer whose owner the server has forgotten to that owner.
 GRACE_SECONDS = 1.0
-_log = structlog.get_logger("understudy.subscription")
+_log = get_logger("understudy.subscription")
 
 
 class PullSubscription:

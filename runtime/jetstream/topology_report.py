@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import structlog
-
 from understudy.runtime.jetstream.changes import Topology
+from understudy.runtime.telemetry.logger import get_logger
 
-_log = structlog.get_logger("understudy.topology")
+_log = get_logger("understudy.topology")
 
 
 def report_topology(topology: Topology) -> None:
