@@ -135,8 +135,9 @@ class Child:
     @property
     def hangs_at(self) -> float:
         """Until when it need not be looked at again."""
-        hangs_at = max(self.watched_since, self._seen_running) + self.hang_timeout_seconds
-        return max(hangs_at, self.abort_deadline)
+        if self.killed_for:
+            return self.abort_deadline
+        return max(self.watched_since, self._seen_running) + self.hang_timeout_seconds
 
     def inherit(self, status: ChildStatus, reason: str) -> None:
         """Go on from what the supervisor's dead predecessor knew.
@@ -315,6 +316,9 @@ class Child:
 
     def hang(self, now: float) -> str:
         """Return what in it has not run for longer than it may, and how long; empty if all of it runs."""
+        if self.killed_for:
+            # It may run again since, as one does that was stopped and does not take SIGABRT.
+            return self.killed_for
         # Most often it has been seen to run not long ago, and nothing need be read.
         if now - max(self.watched_since, self._seen_running) <= self.hang_timeout_seconds / 2:
             return ""

@@ -175,6 +175,19 @@ def test_what_is_told_to_abort_has_its_time_to_say_where_it_is(tmp_path: Path, s
     assert child.killed_for == "hang: …"
 
 
+def test_what_was_told_to_abort_is_killed_though_it_runs_again(
+    tmp_path: Path, signals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that was stopped and takes no SIGABRT: what it is told to do is to end."""
+    child = running(tmp_path)
+    child.abort("hang: no heartbeat for 1.1 s", "hang", 100.0)
+    monkeypatch.setattr(Child, "_heartbeats", lambda _: {"no heartbeat": 102.0})
+    assert child.hang(102.0) == "hang: no heartbeat for 1.1 s"
+    assert child.hangs_at == 100.0 + ABORT_SECONDS
+    child.abort(child.hang(102.0), "hang", 102.0)
+    assert signals == [signal.SIGABRT, signal.SIGCONT, signal.SIGKILL]
+
+
 def test_a_stop_does_not_wait_for_who_was_told_to_abort(tmp_path: Path, signals: list[int]) -> None:
     """It has its own deadline, which has passed by then."""
     child = running(tmp_path)
