@@ -197,6 +197,8 @@ class Cell:
                 await self._tracing.end(failed=True)
             raise
         finally:
+            # Nobody waits for it any more: that the connection is closed now is no failure.
+            self._failure.cancel()
             for task in self._background:
                 task.cancel()
             if self._prepared:
