@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import nats.errors
@@ -59,7 +62,8 @@ async def request(client: Client, subject: str, body: dict[str, Any] | None = No
     """
     payload = b"" if body is None else json.dumps(body).encode()
     try:
-        message = await client.request(f"$JS.API.{subject}", payload, timeout=REQUEST_TIMEOUT_SECONDS)
+        with _keeping_cancellation():
+            message = await client.request(f"$JS.API.{subject}", payload, timeout=REQUEST_TIMEOUT_SECONDS)
     except nats.errors.NoRespondersError as error:
         raise NoJetStream from error
     except (nats.errors.Error, TimeoutError) as error:
@@ -67,6 +71,21 @@ async def request(client: Client, subject: str, body: dict[str, Any] | None = No
             f"JetStream did not answer {subject}: {str(error) or type(error).__name__}"
         ) from error
     return read_answer(subject, message.data)
+
+
+@contextlib.contextmanager
+def _keeping_cancellation() -> Iterator[None]:
+    """Raise a cancellation that came together with an answer.
+
+    nats-py waits with `asyncio.wait_for`, which swallows it before Python 3.12 (python/cpython#86296): who
+    asks in a loop goes on for ever.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    yield
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def read_answer(subject: str, data: bytes) -> dict[str, Any]:
