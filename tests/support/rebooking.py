@@ -182,15 +182,16 @@ class Desk:
         assert entry.value is not None
         return msgspec.msgpack.decode(stored_value(entry.value), type=SagaRecord)
 
-    async def reaches(self, booking: str, phase: Phase) -> SagaRecord:
-        """Wait until a saga is in a phase."""
+    async def reaches(self, booking: str, phase: Phase, *, turn: int = 0) -> SagaRecord:
+        """Wait until a saga is in a phase, in this turn or a later one; return it as it was then."""
+        record: SagaRecord | None = None
 
         async def is_there() -> bool:
+            nonlocal record
             record = await self.record(booking)
-            return record is not None and record.position.phase is phase
+            return record is not None and record.position.phase is phase and record.position.turn >= turn
 
         await until(is_there)
-        record = await self.record(booking)
         assert record is not None
         return record
 
