@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import structlog
 
-from support.cells import Bench, CellRun, in_both_lanes, until
+from support.cells import Bench, CellRun, in_both_lanes, reconnected, until
 from support.nats import NatsServer
 from understudy.actors.actor import Actor
 from understudy.actors.context import BatchContext, Context
@@ -359,7 +359,7 @@ async def test_a_broker_that_restarts_in_the_middle(orders: Bench, nats_server: 
     nats_server.stop()
     await until(lambda: not cell.status.connected)
     nats_server.start()
-    await until(lambda: orders.client.is_connected)
+    await reconnected(orders.client)
     for number in range(300, 600):
         await place(orders, number, {ORIGINAL_ID: f"k{number - 200}"})
     await orders.settled(app)

@@ -21,7 +21,7 @@ import pytest
 from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
-from support.cells import Bench, bench, both_lanes, until
+from support.cells import Bench, bench, both_lanes, reconnected, until
 from support.impostor import NEXT, Impostor, impostor, inbox_of
 from support.nats import NatsServer
 from support.proxy import proxy
@@ -591,7 +591,7 @@ async def test_a_request_that_was_still_to_be_written_brings_nothing(
         pull.subscription.pause()
         between.refusing = False
         await until(lambda: (left_over, json.loads(demand)) in consumer.requests)
-        await until(lambda: pull.client.is_connected)
+        await reconnected(pull.client)
         await asyncio.sleep(0.2)
         assert pull.room.held == []
         assert (await consumer.info())["delivered"]["consumer_seq"] == 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from nats.js.api import ConsumerConfig, DiscardPolicy
 
-from support.cells import Bench, bench, both_lanes, until
+from support.cells import Bench, bench, both_lanes, reconnected, until
 from support.letters import Letters, ended
 from support.nats import NatsServer
 from understudy.actors.actor import Actor
@@ -387,6 +387,6 @@ async def test_a_broker_that_goes_away_is_status_3_and_what_was_done_is_said(
     assert result.status == 3
     assert " replayed" in result.out
     nats_server.start()
-    await until(lambda: letters.client.is_connected)
+    await reconnected(letters.client)
     again = await letters.run("replay", "--all")
     assert (again.status, await letters.count(), await letters.count("ORDERS")) == (0, 0, 1000)

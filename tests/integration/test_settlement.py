@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import pytest
 from structlog.testing import capture_logs
 
-from support.cells import Bench, bench, both_lanes, until
+from support.cells import Bench, bench, both_lanes, reconnected, until
 from support.nats import NatsServer
 from support.proxy import Proxy
 from support.wire import FrameReader
@@ -253,7 +253,7 @@ async def test_nothing_is_written_twice(deliveries: Deliveries) -> None:
             await until(lambda: deliveries.between.connections > connections)  # noqa: B023
         elif number % 10 == 0:
             await asyncio.sleep(0)
-    await until(lambda: deliveries.client.is_connected)
+    await reconnected(deliveries.client)
     await confirm(deliveries.client)
     written = Counter(deliveries.written())
     assert max(written.values()) == 1

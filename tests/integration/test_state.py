@@ -14,7 +14,7 @@ import pytest
 from nats.aio.client import Client
 from structlog.testing import capture_logs
 
-from support.cells import Bench, CellRun, bench, until
+from support.cells import Bench, CellRun, bench, reconnected, until
 from support.letters import Letters
 from support.nats import NatsServer
 from understudy.actors.actor import Actor
@@ -594,7 +594,7 @@ async def test_a_broker_that_is_away_postpones(shop: Bench, nats_server: NatsSer
     await shop.settled(app)
     nats_server.kill()
     nats_server.start()
-    await until(lambda: shop.client.is_connected)
+    await reconnected(shop.client)
     await pay(shop, "ann", 2)
     await shop.settled(app)
     assert await total_of(shop.client, "ann") == (3, [1, 2])

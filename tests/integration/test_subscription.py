@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from support.cells import Bench, CellRun, in_both_lanes, until
+from support.cells import Bench, CellRun, in_both_lanes, reconnected, until
 from support.nats import NatsServer
 from support.proxy import proxy
 from support.pulling import Room, pulling
@@ -389,7 +389,7 @@ async def test_a_drain_without_a_broker_leaves_its_file_to_the_next_start(
     assert len(handled.numbers) == (8 if finished else 2)
     assert cell.path.exists()
     nats_server.start()
-    await until(lambda: orders.client.is_connected)
+    await reconnected(orders.client)
     await cell.start()
     await orders.settled(app)
     assert sorted(handled.numbers) == list(range(50))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import nats.errors
 import pytest
 from nats.aio.client import Client
 
@@ -51,6 +52,23 @@ async def until(
         if loop.time() > deadline:
             raise AssertionError(f"not within {timeout_seconds} s: {condition}")
         await asyncio.sleep(0.01)
+
+
+async def reconnected(client: Client) -> None:
+    """Return when the server that runs now has answered.
+
+    A client is connected, for all that it knows, until it has read that the connection is gone; what is
+    asked for meanwhile is lost with it.
+    """
+
+    async def answers() -> bool:
+        try:
+            await client.jetstream(timeout=1).account_info()
+        except nats.errors.Error:
+            return False
+        return True
+
+    await until(answers)
 
 
 class CellRun:
