@@ -37,15 +37,18 @@ subscription.IDLE_EXPIRES_SECONDS = 0.5
 
 
 def _log_plainly() -> None:
-    """Have structlog write tracebacks as Python does.
+    """Have structlog write tracebacks as Python does, and nothing into what commands print.
 
     By default rich draws them with all locals. A tenth of a second goes by meanwhile, which on a busy machine
-    is longer than pins and `ack_wait` of our tests last.
+    is longer than pins and `ack_wait` of our tests last. Cells and commands that share a test's process would
+    share standard output, too: past `capsys`, pytest shows entries with what else a failed test has printed.
     """
     structlog.reset_defaults()
     *processors, _ = structlog.get_config()["processors"]
     renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(processors=[*processors, renderer])
+    structlog.configure(
+        processors=[*processors, renderer], logger_factory=structlog.PrintLoggerFactory(sys.__stderr__)
+    )
 
 
 _log_plainly()
