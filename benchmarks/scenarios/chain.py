@@ -47,8 +47,9 @@ class Chained(Contender):
         await streams.pause(client, PLAIN.stream, first)
         with self.started(stage) as running:
             await streams.resume(client, PLAIN.stream, first)
-            # The second's acks are looked at, which are the last thing to happen to an event.
             sample = await watch(stage, self.name, RELAYED, second, messages, running)
+            # What the second has acked already may not have been confirmed to the first.
+            await watch(stage, self.name, PLAIN, first, messages, running)
             acked = running.stop()
         dead = await self.count_dead(stage)
         for feed, durable in ((PLAIN, first), (RELAYED, second)):
