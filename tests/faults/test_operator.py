@@ -292,6 +292,11 @@ def test_a_paused_cell_that_is_restarted_is_paused_again(nodes: Nodes) -> None:
     assert set(nodes.handled().values()) == {1}
 
 
+def statuses(nodes: Nodes) -> list[dict[str, Any]]:
+    """Return what each node's cell says of itself."""
+    return [tree["tree"]["children"][0]["status"] for tree in nodes.trees()]
+
+
 def test_a_paused_sole_owner_that_is_killed_and_then_restarted_keeps_the_order(
     tmp_path: Path, nats_server: NatsServer
 ) -> None:
@@ -309,6 +314,8 @@ def test_a_paused_sole_owner_that_is_killed_and_then_restarted_keeps_the_order(
         customers = [{"number": number, "customer": f"c{number % 3}"} for number in range(300)]
         publish(nats_server.url, *customers, subject="notes.noted")
         wait_until(lambda: len(read_lines(nodes.record)) > 3)
+        # A cell that is paused learns no more that another is active.
+        wait_until(lambda: "standby" in [status["state"] for status in statuses(nodes)])
         assert nodes.type("actor", "pause", "recorder").returncode == 0
         handled = read_lines(nodes.record)
         (pid,) = {int(line.split()[2]) for line in handled}
@@ -316,7 +323,7 @@ def test_a_paused_sole_owner_that_is_killed_and_then_restarted_keeps_the_order(
         kill(pid)
         owner.wait_for_child(CELL, 2)
         assert nodes.type("actor", "pause", CELL).returncode == 0
-        reasons = [tree["tree"]["children"][0]["status"]["reason"] for tree in nodes.trees()]
+        reasons = [status["reason"] for status in statuses(nodes)]
         assert sorted(reasons) == ["paused by the operator", "paused by the operator, another cell is active"]
         assert nodes.type("actor", "restart", CELL, "--node", name(owner)).returncode == 0
         assert read_lines(nodes.record) == handled

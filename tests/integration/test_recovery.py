@@ -378,6 +378,8 @@ async def test_a_standby_that_is_stopping_declines(
         return await owners.pin() not in ("", first)
 
     await until(pinned_anew)
+    # What it holds it has given back: else it would go on with that until it learns of the other's pin.
+    await until(lambda: owners.nodes["a"].status.held == 1)
     assert not recovering.entered.is_set()
     recovering.go_on.set()
     await owners.nodes["b"].stop()
