@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # As many as the publisher's own window holds; more would only wait there.
 IN_FLIGHT = 1024
+# How long what is on its way may take to be confirmed when Ctrl-C ends it; a second Ctrl-C ends it at once.
+INTERRUPTED_SECONDS = 2.0
 _CHUNK_BYTES = 64 * 1024
 JSON_HEADERS = {"Content-Type": "application/json"}
 
@@ -113,21 +115,27 @@ async def _publish_all(
                     f"line {number}: {text}" if show_lines else text, markup=False, soft_wrap=True
                 )
 
-            async for number, line in lines:
-                problem = json_problem(line)
-                if problem:
-                    counts.malformed += 1
-                    say(number, problem)
-                    continue
-                if len(counts.running) >= IN_FLIGHT:
-                    await asyncio.wait(counts.running, return_when=asyncio.FIRST_COMPLETED)
-                task = asyncio.create_task(_publish_one(publisher, subject, number, line, counts, say))
-                counts.running.add(task)
-                task.add_done_callback(counts.running.discard)
-                progress.update(bar, completed=counts.published)
-            while counts.running:
-                await asyncio.wait(counts.running, timeout=0.2)
-                progress.update(bar, completed=counts.published)
+            try:
+                async for number, line in lines:
+                    problem = json_problem(line)
+                    if problem:
+                        counts.malformed += 1
+                        say(number, problem)
+                        continue
+                    if len(counts.running) >= IN_FLIGHT:
+                        await asyncio.wait(counts.running, return_when=asyncio.FIRST_COMPLETED)
+                    task = asyncio.create_task(_publish_one(publisher, subject, number, line, counts, say))
+                    counts.running.add(task)
+                    task.add_done_callback(counts.running.discard)
+                    progress.update(bar, completed=counts.published)
+                while counts.running:
+                    await asyncio.wait(counts.running, timeout=0.2)
+                    progress.update(bar, completed=counts.published)
+            except asyncio.CancelledError:
+                # Else a line that the stream has would be said to be refused.
+                if counts.running:
+                    await asyncio.wait(counts.running, timeout=INTERRUPTED_SECONDS)
+                raise
     return counts
 
 
