@@ -155,18 +155,16 @@ async def test_unpinned_again_and_again_nothing_is_lost_and_the_order_kept(make:
     owners.handler = slow
     await owners.start("a")
     await owners.start("b")
-    loading = asyncio.create_task(owners.note(range(6000), 50))
-    unpinned = 0
-    for enough in range(300, 5400, 300):
+    load = Load(owners, 50)
+    for _ in range(17):
+        enough = len(owners.counts) + 300
         await until(lambda: len(owners.counts) > enough)  # noqa: B023
         await owners.unpin()
-        unpinned += 1
-    await loading
-    await owners.all_handled(6000)
+    await owners.all_handled(await load.stop())
     assert len(owners.by("a")) > 500
     assert len(owners.by("b")) > 500
     assert owners.in_order()
-    assert owners.repeats() <= unpinned * 64
+    assert owners.repeats() <= 17 * 64
 
 
 # The pin is kept
