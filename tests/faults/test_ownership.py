@@ -246,7 +246,8 @@ def test_a_standby_takes_over_from_a_node_that_is_gone(nodes: Nodes) -> None:
         assert nodes.info()["num_ack_pending"] >= 50
         nodes.go.touch()
         until(lambda: nodes.all_handled(300))
-        assert len(nodes.by(pid(standby))) == 200
+        # Those whose acks the owner had not written yet come to it as well.
+        assert nodes.by(pid(standby)) >= set(range(100, 300))
         assert nodes.in_order()
         assert nodes.repeats() <= 16
         assert standby.terminate() == 0
