@@ -126,7 +126,11 @@ class CellFile:
             # Real blocks now: a full tmpfs is an error here, not a SIGBUS at some later store.
             os.posix_fallocate(descriptor, 0, length)
             counts = Counts.open(counts_path(path.parent, identity.cell))
-            cell_file = cls(path, descriptor, mmap.mmap(descriptor, length), slot_count, identity, counts)
+            buffer = mmap.mmap(descriptor, length)
+            # What a handler has forked may come back into the cell's loop, if it isn't ended in time: in the
+            # ledger that both have it would mark as done what nobody has handled. Without it, it crashes.
+            buffer.madvise(mmap.MADV_DONTFORK)
+            cell_file = cls(path, descriptor, buffer, slot_count, identity, counts)
             cell_file.bind(identity)
         except BaseException as error:
             path.unlink(missing_ok=True)

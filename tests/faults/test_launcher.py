@@ -205,6 +205,19 @@ def test_what_a_handler_forked_dies_with_its_cell(
     assert run.stop() == 0
 
 
+def test_what_a_handler_forked_does_not_go_on_as_the_cell(launch: Launch, nats_server: NatsServer) -> None:
+    """It has the cell's ledger, in which it would mark as done what nobody has handled."""
+    run = launch().wait_until_ready()
+    cell = run.child("recorder/0")
+    bodies = [{"value": value, "deed": "fork and return" if value % 10 == 0 else ""} for value in range(40)]
+    publish(nats_server.url, *bodies)
+    wait_until(lambda: len(run.handled()) >= 40)
+    assert sorted(value for value, _, _ in run.handled()) == list(range(40))
+    assert {pid for _, pid, _ in run.handled()} == {cell["pid"]}
+    assert run.child("recorder/0")["generation"] == 1
+    assert run.stop() == 0
+
+
 def test_a_killed_supervisor_is_restarted_with_its_subtree(launch: Launch) -> None:
     """The cell outside the subtree keeps its process."""
     run = launch().wait_until_ready()

@@ -74,6 +74,8 @@ class Recorder(Actor, key="value", restart_on=[PoolGone]):
             raise PoolGone("the pool is closed")
         if event.deed == "fork":
             multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,)).start()
+        if event.deed == "fork and return" and os.fork() == 0:
+            return
         if event.deed in ("spawn", "spawn apart"):
             apart = event.deed == "spawn apart"
             command = [sys.executable, "-c", "import time; time.sleep(3600)"]

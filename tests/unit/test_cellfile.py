@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import fcntl
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -253,6 +255,19 @@ def test_a_forked_process_doesn_t_keep_the_lock(path: Path) -> None:
         finally:
             # The fork's, too: it holds the pipe.
             os.killpg(owner.pid, 9)
+
+
+def test_a_forked_process_can_t_write_into_the_ledger(path: Path) -> None:
+    """Where it comes back into the cell's loop, it ends before it marks anything."""
+    file = CellFile.create(path, IDENTITY, capacity=4)
+    slot = file.ledger.hold(7, 1, 1.5)
+    forked = os.fork()
+    if forked == 0:
+        faulthandler.disable()
+        file.ledger.done(slot)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == -signal.SIGSEGV
+    assert file.ledger.done_sequences() == []
 
 
 def test_a_missing_file_is_nobody_s(path: Path) -> None:
