@@ -177,7 +177,10 @@ class CellHost(ControlActor):
 
 
 def _exit_now(status: int) -> None:
-    flush_suppressed(all_of_them=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        flush_suppressed(all_of_them=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        # A handler may have closed them, or nobody may read them any more: that is no failure of the cell.
+        os._exit(status)

@@ -218,6 +218,16 @@ def test_what_a_handler_forked_does_not_go_on_as_the_cell(launch: Launch, nats_s
     assert run.stop() == 0
 
 
+def test_a_cell_whose_handler_has_closed_its_output_drains_cleanly(
+    launch: Launch, nats_server: NatsServer
+) -> None:
+    """What can't be flushed at the end is no failure of the drain."""
+    run = launch().wait_until_ready()
+    publish(nats_server.url, {"value": 1, "deed": "close output"})
+    wait_until(run.handled)
+    assert run.stop() == 0
+
+
 def test_a_killed_supervisor_is_restarted_with_its_subtree(launch: Launch) -> None:
     """The cell outside the subtree keeps its process."""
     run = launch().wait_until_ready()

@@ -76,6 +76,9 @@ class Recorder(Actor, key="value", restart_on=[PoolGone]):
             multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,)).start()
         if event.deed == "fork and return" and os.fork() == 0:
             return
+        if event.deed == "close output":
+            sys.stdout.close()
+            sys.stderr.close()
         if event.deed in ("spawn", "spawn apart"):
             apart = event.deed == "spawn apart"
             command = [sys.executable, "-c", "import time; time.sleep(3600)"]
